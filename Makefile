@@ -1,0 +1,58 @@
+# Every task of the project. `make` alone lists them; CI runs the same targets.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+LOCKS  := deploy/requirements.lock deploy/requirements-dev.lock
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run sandbox test check fmt fmt-check lint types lock clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml $(LOCKS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is needed: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+setup: $(STAMP) ## make .venv with the locked dependencies
+
+demo: $(STAMP) ## download a sandbox order as a ZIP through the real service
+	@$(BIN)/python -m service demo
+
+run: $(STAMP) ## start the service (needs AUTOENHANCE_API_KEY, see .env.example)
+	@$(BIN)/python -m service serve
+
+sandbox: $(STAMP) ## start the service with its stand-in upstream: no API key, no credits
+	@$(BIN)/python -m service serve --sandbox
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: fmt-check lint types ## what CI checks besides the tests: format, lint, types
+
+fmt: $(STAMP) ## format the code and mend what ruff can
+	@$(BIN)/ruff format service tests
+	@$(BIN)/ruff check --fix service tests
+
+fmt-check: $(STAMP)
+	@$(BIN)/ruff format --check service tests
+
+lint: $(STAMP)
+	@$(BIN)/ruff check service tests
+	@$(BIN)/codespell service tests deploy README.md CHANGELOG.md CONTRIBUTING.md
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+lock: $(STAMP) ## compile the lock files anew from pyproject.toml
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-header --no-annotate pyproject.toml -o deploy/requirements.lock
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	  --no-header --no-annotate --extra sandbox --extra dev pyproject.toml -o deploy/requirements-dev.lock
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
