@@ -1,0 +1,122 @@
+"""Every setting, read once from the environment and ``.env`` into one frozen object.
+
+Only the composition root sees this object; parts receive plain values. Units are in the names.
+"""
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsError
+
+MIB = 1024 * 1024
+WordList = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The service's configuration. Field names are the environment variables' names in lower case."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        env_ignore_empty=True,
+        str_strip_whitespace=True,
+        hide_input_in_errors=True,
+    )
+
+    autoenhance_api_key: SecretStr | None = Field(
+        None, description="Key of the Autoenhance API. Without it the service starts but answers orders with 503."
+    )
+    autoenhance_api_base: str = Field(
+        "https://api.autoenhance.ai/v3", description="Base URL of the API, with its version path."
+    )
+    autoenhance_api_version: str = Field(
+        "2025-05-08",
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="Sent as x-api-version, so that the account's default cannot change response shapes.",
+    )
+    host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - a container must be reachable
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+    log_format: Literal["json", "console"] = Field("json", description="One JSON object a line, or text for people.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level logged.")
+
+    images_in_flight: int = Field(5, ge=1, le=64, description="Images fetched at a time for one archive.")
+    read_ahead_bytes: int = Field(
+        8 * MIB, ge=0, description="Bytes one archive may hold of images behind the one being written."
+    )
+    read_ahead_total_bytes: int = Field(64 * MIB, ge=0, description="The same for all archives of the process.")
+    image_attempts: int = Field(3, ge=1, le=20, description="Tries for one image before it is reported as failed.")
+    image_timeout_seconds: float = Field(
+        60, gt=0, description="Longest silence of the upstream: until the first byte, and between bytes."
+    )
+    connect_timeout_seconds: float = Field(10, gt=0, description="Longest wait for a connection to the upstream.")
+    first_byte_seconds: float = Field(
+        50, gt=0, description="Longest a caller waits for the first image byte; below the 60 s of common proxies."
+    )
+    give_up_after: int = Field(
+        10, ge=1, description="Images in a row that fail because of the upstream before the rest is not tried."
+    )
+    client_stall_seconds: float = Field(60, gt=0, description="A client that takes no byte for this long is cut off.")
+    max_images_per_order: int = Field(2000, ge=1, description="More images than this in one order are a 413.")
+
+    allow_private_upstream: bool = Field(
+        False, description="Allow plain http and loopback, link-local and private upstream addresses (the sandbox)."
+    )
+    upstream_allowed_hosts: WordList = Field(
+        (), description="Comma-separated host names the upstream may redirect to; *.example.com for a domain."
+    )
+
+    @field_validator("upstream_allowed_hosts", mode="before")
+    @classmethod
+    def _split_words(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(word.strip().lower() for word in value.split(",") if word.strip())
+        return value
+
+    @field_validator("autoenhance_api_base")
+    @classmethod
+    def _check_base(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be an http(s) URL without query, such as https://api.autoenhance.ai/v3")
+        if parts.username or parts.password:
+            raise ValueError("must not contain a user name or password")
+        return value.rstrip("/")
+
+    @field_validator("autoenhance_api_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
+            raise ValueError("must be printable ASCII: it becomes an HTTP header")
+        return value
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings; ``overrides`` win over environment and ``.env``.
+
+    Raises:
+        SettingsError: something is invalid; every problem is listed, no value is shown.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(problems) from None
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """Return (environment name, default, meaning) of every setting, in the order of the file."""
+    return [
+        (name.upper(), _default_text(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _default_text(value: object) -> str:
+    if value is None or value == ():
+        return "(none)"
+    return str(value).lower() if isinstance(value, bool) else str(value)
