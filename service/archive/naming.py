@@ -1,0 +1,166 @@
+"""Entry and archive names that are safe, unique and readable on Linux, macOS and Windows.
+
+A name depends only on what stands before it in the order, never on which download finishes first.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from pathvalidate import FileNameSanitizer
+
+# Room for a folder in front of it under Windows' 260 characters; every file system we know takes 255 bytes.
+MAX_NAME_BYTES = 200
+MAX_EXTENSION_BYTES = len(".jpeg")
+MAX_STEM_BYTES = MAX_NAME_BYTES - MAX_EXTENSION_BYTES
+# A stem is shortened by this much before it is numbered, whatever the number: stems that become equal when
+# shortened then share one counter, and numbering stays linear.
+_NUMBER_BYTES = len("_99999")
+
+FALLBACK_STEM = "image"
+# The archive's own entries. Their extensions differ from any image's, but two files of one name only confuse.
+RESERVED_STEMS = ("_download_report", "_manifest")
+
+_ARCHIVE_SUFFIX = "_images.zip"
+
+_IMAGE_EXTENSION = re.compile(
+    r"\.(jpe?g|jpe|jfif|png|webp|avif|jxl|hei[cf]|tiff?|gif|bmp|dng|raw"
+    r"|cr[23w]|nef|nrw|arw|sr[2fw]|raf|rw2|orf|pef|rwl|3fr|fff|iiq|x3f|insp)$",
+    re.IGNORECASE,
+)
+
+_ZWJ = "\N{ZERO WIDTH JOINER}"
+_EMOJI = "\u2190-\u2bff\U0001f000-\U0001faff"
+_EMOJI_ZWJ = re.compile(f"(?<=[{_EMOJI}\ufe0f]){_ZWJ}(?=[{_EMOJI}])")
+_SKIN_TONES = frozenset("\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
+# Invisible, yet letters or marks by their Unicode category: the grapheme joiner and the Hangul fillers.
+_BLANK = frozenset("\u034f\u115f\u1160\u3164\uffa0")
+
+# What Windows and macOS forbid is pathvalidate's knowledge. The encoding is given because its default is the
+# machine's; the length limit is its widest because ours, which knows graphemes, comes first.
+_PORTABLE = FileNameSanitizer(
+    max_len=255,
+    fs_encoding="utf-8",
+    platform="universal",
+    additional_reserved_names=("CONIN$", "CONOUT$"),
+)
+
+
+def entry_stems(names: Sequence[str]) -> list[str]:
+    """Give every name a stem (a file name without extension), in the same order.
+
+    The stems differ from each other even where case and Unicode normalisation do not count. A name that repeats
+    an earlier one is numbered ``_2``, ``_3``, … with the lowest number that is free at its position.
+    """
+    taken = {_identity(stem) for stem in RESERVED_STEMS}
+    next_number: dict[str, int] = {}
+    return [_unique(_image_stem(name), taken, next_number) for name in names]
+
+
+def entry_name(stem: str, extension: str) -> str:
+    """Join a stem of ``entry_stems`` and the extension (no dot) of the type the image really has."""
+    return f"{stem}.{extension}"
+
+
+def archive_filename(order_name: str, order_id: str) -> str:
+    """Name the archive after its order, or after the order's id if the name has nothing readable."""
+    limit = MAX_NAME_BYTES - len(_ARCHIVE_SUFFIX)
+    # An order's name is a title, no path: of "12/14 High Street" nothing is dropped, the slash becomes "_".
+    stem = _portable_stem(visible(order_name), limit)
+    if not stem.strip("_-. "):
+        stem = _portable_stem(f"order_{visible(order_id)}", limit)
+    return stem + _ARCHIVE_SUFFIX
+
+
+def content_disposition(filename: str) -> str:
+    """Build the header value that offers ``filename`` for saving, for old and new browsers (RFC 6266, 4.3)."""
+    name = visible(filename)
+    # "%" goes too: some browsers decode it inside the quoted form (RFC 6266, appendix D).
+    fallback = re.sub(r"[^ !#$&-\[\]-~]+", "_", _without_accents(name))
+    encoded = quote(name, safe="!#$&+-.^_`|~")  # exactly the attr-char of RFC 8187, 3.2.1
+    return f"attachment; filename=\"{fallback}\"; filename*=UTF-8''{encoded}"
+
+
+def visible(text: str) -> str:
+    """Keep what a reader can see, on one line, in Unicode's composed form.
+
+    White space of any kind becomes a plain space. Control, bidi and zero-width characters go, except the joiners
+    inside emoji. What cannot be encoded or means nothing yet becomes ``_``.
+    """
+    # Two surrogates that make a pair are one character; a lone one cannot be written to a file name at all.
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    kept_zwj = {match.start() for match in _EMOJI_ZWJ.finditer(whole)}
+    pieces = (_ZWJ if at in kept_zwj else _visible_char(char) for at, char in enumerate(whole))
+    # Last, because what has been dropped may have stood between a letter and its accent.
+    return unicodedata.normalize("NFC", "".join(pieces))
+
+
+def _visible_char(char: str) -> str:
+    if char.isspace():
+        return " "
+    category = unicodedata.category(char)
+    if char == "\N{REPLACEMENT CHARACTER}" or category == "Cn":
+        return "_"
+    return "" if category in {"Cc", "Cf"} or char in _BLANK else char
+
+
+def _image_stem(name: str) -> str:
+    stem = _IMAGE_EXTENSION.sub("", _last_part(visible(name)).rstrip(" ."))
+    return _portable_stem(stem, MAX_STEM_BYTES) or FALLBACK_STEM
+
+
+def _last_part(path: str) -> str:
+    parts = [part for part in re.split(r"[/\\]", path) if part.strip(" .")]
+    return re.sub(r"^[A-Za-z]:", "", parts[-1]) if parts else ""
+
+
+def _portable_stem(text: str, limit: int) -> str:
+    # A leading dot hides a file, a leading space confuses; Windows drops spaces and dots at the end, and reads
+    # "CON .x" as the device CON: hence no space before the first dot either.
+    stem = re.sub(r"^([^.]*?) +\.", r"\1.", _shorten(text.lstrip(" ."), limit))
+    # Shortened again, for a reserved name has grown by an underscore; what is cut off now is not that one.
+    return _shorten(_PORTABLE.sanitize(stem, "_"), limit)
+
+
+def _shorten(text: str, limit: int) -> str:
+    """Cut to ``limit`` bytes of UTF-8, not between a letter and its marks if that can be, nor after " " or "."."""
+    fitting = text.encode()[:limit].decode(errors="ignore")
+    end = len(fitting)
+    while 0 < end < len(text) and _belong_together(text[end - 1], text[end]):
+        end -= 1
+    return (text[:end] or fitting).rstrip(" .")
+
+
+def _belong_together(left: str, right: str) -> bool:
+    return _ZWJ in (left, right) or right in _SKIN_TONES or unicodedata.category(right).startswith("M")
+
+
+def _unique(stem: str, taken: set[str], next_number: dict[str, int]) -> str:
+    if (identity := _identity(stem)) not in taken:
+        taken.add(identity)
+        return stem
+    base = _shorten(stem, MAX_STEM_BYTES - _NUMBER_BYTES)
+    identity = _identity(base)
+    # Names are only ever added, so numbers once found taken need not be tried again.
+    number = next_number.get(identity, 2)
+    while f"{identity}_{number}" in taken:
+        number += 1
+    next_number[identity] = number + 1
+    taken.add(f"{identity}_{number}")
+    return f"{base}_{number}"
+
+
+def _identity(stem: str) -> str:
+    """Map names which some file system takes for equal to one string (Unicode D145, canonical caseless match)."""
+    return _decomposed(_decomposed(stem).casefold())
+
+
+def _decomposed(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+def _without_accents(text: str) -> str:
+    # Compatibility forms: "ﬁ" becomes "fi", and a full-width quotation mark a real one, so escaping comes after.
+    letters = unicodedata.normalize("NFKD", text)
+    return "".join(char for char in letters if not unicodedata.combining(char))

@@ -1,0 +1,447 @@
+"""The ZIP framing: what it promises, how it is judged by unzip programs, and what it relies on in zipstream-ng."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from zipstream import ZIP_DEFLATED, ZIP_STORED, ZipStream
+
+from service.archive.writer import (
+    LARGEST_WITHOUT_ZIP64,
+    ArchiveStateError,
+    ArchiveWriter,
+    EntryNameError,
+    EntrySizeMismatch,
+)
+from service.model import Entry
+from tests.judges import CENTRAL_DIRECTORY_READERS, STREAM_READERS, Judge, Refused, java_zip_input_stream, seven_zip
+
+GOOD = {"Küche.jpg": b"\xff\xd8kitchen" * 500, "日本.png": b"\x89PNG" * 900, "_download_report.txt": b"all well\n"}
+# An image may hold anything, even what looks like ZIP records.
+HALF_IMAGE = b"PK\x03\x04 PK\x01\x02 PK\x07\x08" * 200
+
+
+def _rolled_back(writer: ArchiveWriter, name: str, size: int | None = 10**6) -> bytes:
+    sent = writer.open_entry(name, size) + writer.write(HALF_IMAGE)
+    writer.roll_back()
+    return sent
+
+
+def _archive(order: str) -> bytes:
+    """Write the good entries, one per ``g`` of ``order``, and a rolled-back one per ``r``."""
+    writer = ArchiveWriter()
+    good = iter(GOOD.items())
+    parts = [writer.add(*next(good)) if kind == "g" else _rolled_back(writer, "half.jpg") for kind in order]
+    return b"".join([*parts, *writer.finish()])
+
+
+def _has_zip64(local_header: bytes) -> bool:
+    return struct.unpack_from("<H", local_header, 28) != (0,)  # length of the extra field
+
+
+def test_chunk_comes_back_as_the_same_object() -> None:
+    """Writing an image copies nothing."""
+    writer = ArchiveWriter()
+    writer.open_entry("a.jpg", 5)
+    chunk = b"image"
+
+    assert writer.write(chunk) is chunk
+
+
+def test_closed_entry_states_size_and_checksum() -> None:
+    """What the caller learns of an entry is what the archive says of it."""
+    writer = ArchiveWriter()
+    header = writer.open_entry("a.jpg", 8)
+    body = writer.write(b"half") + writer.write(b"half")
+    entry, end = writer.close_entry()
+    tail = b"".join(writer.finish())
+
+    assert entry == Entry(name="a.jpg", size=8, crc32=zlib.crc32(b"halfhalf"))
+    assert list(writer.entries) == [entry]
+    with zipfile.ZipFile(io.BytesIO(header + body + end + tail)) as opened:
+        info = opened.getinfo("a.jpg")
+    assert (info.file_size, info.CRC) == (entry.size, entry.crc32)
+
+
+def test_empty_chunk_is_harmless() -> None:
+    """An empty chunk adds nothing, neither to the stream nor to the entry."""
+    writer = ArchiveWriter()
+    writer.open_entry("a.jpg", 5)
+    before = writer.bytes_out
+
+    assert writer.write(b"") == b""
+    assert writer.bytes_out == before
+    writer.write(b"image")
+    assert writer.write(b"") == b""
+    assert writer.close_entry()[0].size == 5
+
+
+def test_empty_entry() -> None:
+    """An entry may be empty."""
+    assert ArchiveWriter().add("empty", b"").startswith(b"PK\x03\x04")
+
+
+@pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
+@pytest.mark.parametrize("order", ["ggg", "grggr", "grrgrrg"])
+def test_unzip_programs_see_finished_entries_only(judge: Judge, order: str, tmp_path: Path) -> None:
+    """Every program that reads the central directory finds exactly the finished entries, bit for bit."""
+    path = tmp_path / "images.zip"
+    path.write_bytes(_archive(order))
+
+    assert judge(path) == GOOD
+
+
+@pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
+@pytest.mark.parametrize("order", ["rggg", "rrgrgg"])
+def test_roll_back_of_the_first_entry_loses_no_other(judge: Judge, order: str, tmp_path: Path) -> None:
+    """The finished entries are found even if the archive begins with a broken one, which only 7-Zip then shows."""
+    path = tmp_path / "images.zip"
+    path.write_bytes(_archive(order))
+    found = judge(path)
+
+    if judge is seven_zip:
+        assert found.pop("half.jpg", HALF_IMAGE) == HALF_IMAGE
+    assert found == GOOD
+
+
+def test_seven_zip_needs_the_descriptor_of_a_first_entry_rolled_back(tmp_path: Path) -> None:
+    """Without the descriptor 7-Zip takes all that follows for the broken entry: why ``roll_back`` sends one."""
+    writer = ArchiveWriter()
+    parts = [_rolled_back(writer, "a.jpg"), writer.add("a.jpg", b"image"), *writer.finish()]
+    path = tmp_path / "images.zip"
+    path.write_bytes(b"".join(parts))
+    assert seven_zip(path) == {"a.jpg": b"image"}  # tried again under the same name, the whole image wins
+
+    bare = ZipStream()
+    bare.add(iter([HALF_IMAGE, b"never sent"]), "half.jpg", size=10**6)
+    framing = bare.file()
+    parts = [next(framing), next(framing)]
+    framing.close()
+    bare.add(b"image", "a.jpg")
+    path.write_bytes(b"".join([*parts, *bare]))
+
+    with pytest.raises(Refused, match="Unexpected end"):
+        seven_zip(path)
+
+
+def test_rolled_back_bytes_count() -> None:
+    """All that was handed out is counted, also of an entry that is rolled back, and its descriptor."""
+    writer = ArchiveWriter()
+    parts = [_rolled_back(writer, "half.jpg"), writer.add("a.jpg", b"image"), _rolled_back(writer, "half.jpg")]
+    parts += writer.finish()
+
+    assert writer.bytes_out == len(b"".join(parts))
+    assert [entry.name for entry in writer.entries] == ["a.jpg"]
+
+
+def test_rolled_back_name_is_free_again() -> None:
+    """An image can be tried again under its own name."""
+    writer = ArchiveWriter()
+    parts = [_rolled_back(writer, "a.jpg"), writer.add("a.jpg", b"image"), *writer.finish()]
+
+    with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as opened:
+        assert opened.namelist() == ["a.jpg"]
+        assert opened.read("a.jpg") == b"image"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("a.jpg", id="repeated"),
+        pytest.param("", id="empty"),
+        pytest.param("/etc/passwd", id="absolute"),
+        pytest.param("a\0.jpg", id="nul"),
+        pytest.param("folder/", id="folder"),
+        pytest.param("\ud800.jpg", id="not_encodable"),
+        pytest.param("é" * 40_000, id="too_long_for_the_format"),
+    ],
+)
+def test_name_that_would_not_stand_is_refused(name: str) -> None:
+    """A name that zipstream-ng would change, refuse or repeat is refused, and the archive goes on as if never asked."""
+    writer = ArchiveWriter()
+    parts = [writer.add("a.jpg", b"image")]
+    with pytest.raises(EntryNameError):
+        writer.open_entry(name, 5)
+    parts += [writer.add("b.jpg", b"image"), *writer.finish()]
+
+    with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as opened:
+        assert opened.namelist() == ["a.jpg", "b.jpg"]
+        assert opened.testzip() is None
+
+
+def test_negative_size_is_refused() -> None:
+    """A size below zero is a caller's mistake."""
+    with pytest.raises(ValueError, match="-1 bytes"):
+        ArchiveWriter().open_entry("a.jpg", -1)
+
+
+IDLE_ONLY: list[Callable[[ArchiveWriter], object]] = [
+    lambda writer: writer.open_entry("b.jpg"),
+    lambda writer: writer.add("b.jpg", b"image"),
+    lambda writer: writer.finish(),
+]
+OPEN_ONLY: list[Callable[[ArchiveWriter], object]] = [
+    lambda writer: writer.write(b"image"),
+    lambda writer: writer.write(b""),
+    lambda writer: writer.close_entry(),
+    lambda writer: writer.roll_back(),
+]
+
+
+def _idle() -> ArchiveWriter:
+    return ArchiveWriter()
+
+
+def _open() -> ArchiveWriter:
+    writer = ArchiveWriter()
+    writer.open_entry("a.jpg")
+    return writer
+
+
+def _finished() -> ArchiveWriter:
+    writer = ArchiveWriter()
+    writer.finish()
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("state", "calls"),
+    [
+        pytest.param(_idle, OPEN_ONLY, id="idle"),
+        pytest.param(_open, IDLE_ONLY, id="open"),
+        pytest.param(_finished, IDLE_ONLY + OPEN_ONLY, id="finished"),
+    ],
+)
+def test_call_out_of_order_is_refused(
+    state: Callable[[], ArchiveWriter], calls: list[Callable[[ArchiveWriter], object]]
+) -> None:
+    """Every call in the wrong state raises and hands out nothing."""
+    writer = state()
+    before = writer.bytes_out
+    for call in calls:
+        with pytest.raises(ArchiveStateError):
+            call(writer)
+
+    assert writer.bytes_out == before
+
+
+class AnyOrderOfCalls(RuleBasedStateMachine):
+    """Opens, writes, ends and misuses entries in any order; in the end Python's zipfile is the judge."""
+
+    @initialize()
+    def start(self) -> None:
+        """Begin with an empty archive."""
+        self.writer = ArchiveWriter()
+        self.sent: list[bytes] = []
+        self.finished: dict[str, bytes] = {}
+        self.data: bytes | None = None
+        self.promise: int | None = None
+        self.opened = 0
+
+    @precondition(lambda self: self.data is None)
+    @rule(promise=st.none() | st.integers(0, 20))
+    def open_entry(self, promise: int | None) -> None:
+        """Open an entry, with or without a promise which may not be kept."""
+        self.opened += 1
+        self.sent.append(self.writer.open_entry(f"{self.opened}é.jpg", promise))
+        self.data, self.promise = b"", promise
+
+    @precondition(lambda self: self.data is None)
+    @rule(data=st.binary(max_size=20))
+    def add(self, data: bytes) -> None:
+        """Add a whole entry."""
+        self.opened += 1
+        self.sent.append(self.writer.add(f"{self.opened}.txt", data))
+        self.finished[f"{self.opened}.txt"] = data
+
+    @precondition(lambda self: self.data is not None)
+    @rule(chunk=st.binary(max_size=12))
+    def write(self, chunk: bytes) -> None:
+        """Write a chunk, which is refused if the promise leaves no room for it."""
+        assert self.data is not None
+        if self.promise is not None and len(self.data + chunk) > self.promise:
+            with pytest.raises(EntrySizeMismatch):
+                self.writer.write(chunk)
+            return
+        self.sent.append(self.writer.write(chunk))
+        self.data += chunk
+
+    @precondition(lambda self: self.data is not None)
+    @rule()
+    def close_entry(self) -> None:
+        """Close the open entry, which is refused if the promise is not kept."""
+        assert self.data is not None
+        if self.promise is not None and len(self.data) != self.promise:
+            with pytest.raises(EntrySizeMismatch):
+                self.writer.close_entry()
+            return
+        entry, end = self.writer.close_entry()
+        assert (entry.size, entry.crc32) == (len(self.data), zlib.crc32(self.data))
+        self.sent.append(end)
+        self.finished[entry.name], self.data = self.data, None
+
+    @precondition(lambda self: self.data is not None)
+    @rule()
+    def roll_back(self) -> None:
+        """Roll the open entry back."""
+        self.writer.roll_back()
+        self.data = None
+
+    @rule()
+    def call_out_of_order(self) -> None:
+        """Try every call that the state forbids."""
+        for call in OPEN_ONLY if self.data is None else IDLE_ONLY:
+            with pytest.raises(ArchiveStateError):
+                call(self.writer)
+
+    def teardown(self) -> None:
+        """Finish the archive and compare it with what was finished."""
+        if self.data is not None:
+            self.roll_back()
+        archive = b"".join([*self.sent, *self.writer.finish()])
+
+        assert len(archive) == self.writer.bytes_out
+        assert [entry.name for entry in self.writer.entries] == list(self.finished)
+        with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+            assert opened.testzip() is None
+            assert {name: opened.read(name) for name in opened.namelist()} == self.finished
+
+
+TestAnyOrderOfCalls = AnyOrderOfCalls.TestCase
+
+
+@pytest.mark.parametrize("size", [None, 0, 25 * 1024 * 1024])
+def test_ordinary_entry_has_no_zip64(size: int | None) -> None:
+    """An image of usual or unknown size has no Zip64 field, which would make Safari stop after the first entry."""
+    assert not _has_zip64(ArchiveWriter().open_entry("a.jpg", size))
+
+
+def test_entry_of_unknown_size_ends_where_zip64_begins() -> None:
+    """An image of unknown size is broken off before it needs Zip64, can be rolled back, and harms no other."""
+    writer = ArchiveWriter()
+    writer.open_entry("endless.jpg")
+    chunk = bytes(128 * 1024 * 1024)
+    for _ in range(LARGEST_WITHOUT_ZIP64 // len(chunk)):
+        writer.write(chunk)
+    with pytest.raises(EntrySizeMismatch):
+        writer.write(chunk)
+    writer.roll_back()
+    writer.add("a.jpg", b"image")
+
+    assert [entry.name for entry in writer.entries] == ["a.jpg"]
+
+
+def test_archive_of_more_than_4_gib(tmp_path: Path) -> None:
+    """A huge entry has Zip64 fields, one behind it is found beyond 4 GiB."""
+    writer = ArchiveWriter()
+    chunk = bytes(256 * 1024 * 1024)
+    path = tmp_path / "huge.zip"
+    with path.open("wb") as file:
+        header = writer.open_entry("huge.jpg", 16 * len(chunk) + 1)
+        file.write(header)
+        for _ in range(16):
+            file.seek(len(writer.write(chunk)), io.SEEK_CUR)  # a hole instead of 4 GiB of zeros
+        file.write(writer.write(b"\0"))
+        file.write(writer.close_entry()[1])
+        file.write(writer.add("a.jpg", b"image"))
+        file.writelines(writer.finish())
+
+    assert _has_zip64(header)
+    with zipfile.ZipFile(path) as opened:
+        assert opened.getinfo("huge.jpg").file_size == 4 * 1024**3 + 1
+        assert opened.read("a.jpg") == b"image"
+
+
+def test_central_directory_comes_in_bounded_pieces() -> None:
+    """The end of an archive of very many entries is neither one giant piece nor a piece for each entry."""
+    writer = ArchiveWriter()
+    for number in range(66_000):
+        writer.add(f"{number:06}.jpg", b"")
+    pieces = list(writer.finish())
+
+    assert max(map(len, pieces)) < 65 * 1024
+    assert len(pieces) < 100
+    with zipfile.ZipFile(io.BytesIO(bytes(writer.bytes_out - sum(map(len, pieces))) + b"".join(pieces))) as opened:
+        assert len(opened.namelist()) == 66_000
+
+
+def test_stored_archive_is_not_for_all_stream_readers(tmp_path: Path) -> None:
+    """Java's stream reader refuses stored entries whose size comes behind them: the known limit of this layout."""
+    path = tmp_path / "images.zip"
+    path.write_bytes(_archive("ggg"))
+
+    with pytest.raises(Refused, match="only DEFLATED entries can have EXT descriptor"):
+        java_zip_input_stream(path)
+
+
+# What zipstream-ng is relied on for. If an upgrade fails one of these, the writer has to be thought through again.
+
+
+def test_zipstream_asks_for_a_chunk_only_when_the_next_piece_is_asked_for() -> None:
+    """It can be driven without a thread: one chunk in, the same object out."""
+    given: list[bytes] = []
+
+    def chunks() -> Iterator[bytes]:
+        while given:
+            yield given.pop()
+
+    stream = ZipStream(compress_type=ZIP_STORED)
+    stream.add(chunks(), "a.jpg", size=10)
+    framing = stream.file()
+    assert next(framing).startswith(b"PK\x03\x04")
+    for chunk in (b"image", b"bytes"):
+        given.append(chunk)
+        assert next(framing) is chunk
+    assert next(framing) == b"PK\x07\x08" + struct.pack("<LLL", zlib.crc32(b"imagebytes"), 10, 10)
+    assert next(framing, None) is None
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3], ids=["after_header", "after_chunk", "after_descriptor"])
+def test_zipstream_leaves_out_an_entry_whose_generator_is_closed(pieces: int) -> None:
+    """Closed at any point, even behind its descriptor, an entry is not in the directory but its bytes count."""
+    stream = ZipStream()
+    stream.add(iter([b"image"]), "half.jpg", size=5)
+    framing = stream.file()
+    sent = [next(framing) for _ in range(pieces)]
+    framing.close()
+    stream.add(b"good", "good.jpg")
+
+    with zipfile.ZipFile(io.BytesIO(b"".join([*sent, *stream]))) as opened:
+        assert [info.header_offset for info in opened.infolist()] == [len(b"".join(sent))]
+        assert opened.read("good.jpg") == b"good"
+
+
+@pytest.mark.parametrize("size", [0, 2**30])
+def test_zipstream_does_without_zip64_if_told_a_small_size(size: int) -> None:
+    """An entry of told size has Zip64 fields only if it needs them, and 0 is a size."""
+    stream = ZipStream()
+    stream.add(iter([b"image"]), "a.jpg", size=size)
+
+    assert not _has_zip64(next(stream.file()))
+
+
+@pytest.mark.parametrize("size", [None, 2**31])
+def test_zipstream_chooses_zip64_for_a_size_untold_or_large(size: int | None) -> None:
+    """An entry of untold size always has Zip64 fields: why the writer tells one."""
+    stream = ZipStream()
+    stream.add(iter([b"image"]), "a.jpg", size=size)
+
+    assert _has_zip64(next(stream.file()))
+
+
+@pytest.mark.parametrize("judge", STREAM_READERS)
+def test_deflate_blocks_would_serve_stream_readers(judge: Judge, tmp_path: Path) -> None:
+    """Uncompressed deflate blocks are read by the stream readers too: the layout to add if that is wanted."""
+    stream = ZipStream(compress_type=ZIP_DEFLATED, compress_level=0)
+    for name, data in GOOD.items():
+        stream.add(iter([data]), name, size=len(data))
+    path = tmp_path / "images.zip"
+    path.write_bytes(bytes(stream))
+
+    assert judge(path) == GOOD
