@@ -1,0 +1,103 @@
+"""What the service asks of the Autoenhance API: an order, and its images as streams."""
+
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from yarl import URL
+
+from service.errors import (
+    OrderNotFound,
+    ServiceError,
+    UpstreamFailed,
+    UpstreamRefusedKey,
+    UpstreamTimeout,
+    UpstreamUnreadable,
+)
+from service.model import Failure, Image, ImageOptions, Order, Reason
+from service.upstream.download import DownloadPolicy, ImageDownload
+from service.upstream.payloads import PayloadError, read_order
+from service.upstream.rules import AttemptFailed, status_failure
+from service.upstream.transport import Transport
+
+# An order of 2,000 images comes to about 2 MB of JSON; more than this is not an order.
+MAX_ORDER_BYTES = 32 * 1024 * 1024
+
+
+class UpstreamClient:
+    """The API as the rest of the service sees it. Shared by the whole process."""
+
+    def __init__(self, transport: Transport, *, api_base: str, policy: DownloadPolicy) -> None:
+        self._transport = transport
+        self._api_base = api_base
+        self._policy = policy
+
+    async def find_order(self, order_id: str) -> Order:
+        """Look an order up.
+
+        Raises:
+            OrderNotFound, UpstreamFailed, UpstreamUnreadable, UpstreamRefusedKey, UpstreamTimeout
+        """
+        url = self._url("orders", order_id)
+        try:
+            async with self._transport.get(url, {"Accept": "application/json"}) as response:
+                if response.status != 200:  # noqa: PLR2004
+                    raise status_failure(response.status, response.headers)
+                payload = bytearray()
+                while chunk := await self._transport.read(response):
+                    payload += chunk
+                    if len(payload) > MAX_ORDER_BYTES:
+                        raise UpstreamUnreadable("The answer to the order look-up is too large.")
+            return read_order(order_id, bytes(payload))
+        except PayloadError as error:
+            raise UpstreamUnreadable(f"The order look-up failed: {error}.") from error
+        except AttemptFailed as error:
+            raise _look_up_error(error.failure) from error
+
+    def open_image(self, image: Image, options: ImageOptions) -> ImageDownload:
+        """Return the download of an image, which starts when it is iterated."""
+        return ImageDownload(
+            self._transport,
+            self._url("images", image.image_id, "enhanced").with_query(_query(options)),
+            _image_headers(options),
+            self._policy,
+            image_id=image.image_id,
+        )
+
+    def _url(self, *segments: str) -> URL:
+        # Ids are data: whatever they hold, they stay one segment of the path.
+        path = "/".join(quote(segment, safe="") for segment in segments)
+        return URL(f"{self._api_base}/{path}", encoded=True)
+
+
+def _query(options: ImageOptions) -> dict[str, str]:
+    """``preview`` is always said: the API's default may change, and full quality costs money."""
+    values = {
+        "preview": options.preview,
+        "format": options.format,
+        "quality": options.quality,
+        "max_width": options.max_width,
+        "scale": options.scale,
+        "watermark": options.watermark,
+        "finetune": options.finetune,
+    }
+    return {
+        name: str(value).lower() if isinstance(value, bool) else f"{value}"
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _image_headers(options: ImageOptions) -> Mapping[str, str]:
+    # One client found that "Accept: application/json" keeps the image back; any type will do.
+    return {"Accept": "*/*", "x-dev-mode": "true"} if options.dev_mode else {"Accept": "*/*"}
+
+
+def _look_up_error(failure: Failure) -> ServiceError:
+    status = failure.upstream_status
+    if status == 404:  # noqa: PLR2004
+        return OrderNotFound("Autoenhance knows no order with this id.")
+    if failure.reason is Reason.UNAUTHORIZED:
+        return UpstreamRefusedKey("Autoenhance refuses the API key of this service; its operator must mend it.")
+    if failure.reason is Reason.TIMEOUT:
+        return UpstreamTimeout(f"The order look-up failed: {failure.detail}.")
+    return UpstreamFailed(f"The order look-up failed: {failure.detail}.", upstream_status=status)

@@ -1,0 +1,165 @@
+"""One image as a stream of events: carries out what ``rules`` decides.
+
+Ownership: an ``ImageDownload`` is iterated by one task at a time (the read-ahead's fetch task), which owns its
+connection and its timers; both live only inside ``_attempt``. It holds no buffer: a chunk is handed on before the
+next one is read, so a reader that stops taking chunks stops the upstream by TCP. Between two attempts it holds
+nothing but ``Received``: how much of the copy was handed on, and its CRC-32.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import aiohttp
+import structlog
+from isal import isal_zlib
+from yarl import URL
+
+from service.errors import ImageFailed
+from service.model import DownloadEvent, Failure, Interrupted, Opened, Reason
+from service.upstream import rules
+from service.upstream.formats import SNIFF_BYTES, TAIL_BYTES, ImageFormat, has_ended, sniff
+from service.upstream.rules import Answer, AttemptFailed, Received
+from service.upstream.transport import Transport
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadPolicy:
+    """How hard one image is tried: ``attempts`` in all, the first included."""
+
+    attempts: int
+
+
+class ImageDownload:
+    """One image of the upstream; read its ``events`` once. ``attempts`` counts the requests made for it."""
+
+    def __init__(
+        self, transport: Transport, url: URL, headers: Mapping[str, str], policy: DownloadPolicy, *, image_id: str
+    ) -> None:
+        self._transport = transport
+        self._url = url
+        self._headers = headers
+        self._policy = policy
+        self._log = log.bind(image_id=image_id)
+        self._received = Received()
+        self._format: ImageFormat | None = None
+        self._head = b""
+        self._tail = b""
+        self.attempts = 0
+
+    async def events(self) -> AsyncGenerator[DownloadEvent, None]:
+        """Yield the image's events; the end means that the image is complete and verified.
+
+        Raises:
+            ImageFailed: the image cannot be had; what was yielded of it is void.
+        """
+        while True:
+            self.attempts += 1
+            try:
+                async with aclosing(self._attempt()) as events:
+                    async for event in events:
+                        yield event
+            except AttemptFailed as error:
+                pause_seconds = self._decide(error)
+            else:
+                return
+            yield Interrupted()
+            await asyncio.sleep(pause_seconds)
+
+    def _decide(self, error: AttemptFailed) -> float:
+        """Return how long to wait before the next attempt, or raise that there is none."""
+        if error.received is not None:
+            self._received = error.received
+        if not error.retryable or self.attempts >= self._policy.attempts:
+            raise ImageFailed(error.failure) from error
+        pause_seconds = rules.backoff_seconds(self.attempts, error.retry_after_seconds, random.random())
+        self._log.info(
+            "image.retried",
+            reason=error.failure.reason.value,
+            detail=error.failure.detail,
+            attempt=self.attempts,
+            received_bytes=self._received.count,
+            pause_seconds=round(pause_seconds, 3),
+        )
+        return pause_seconds
+
+    async def _attempt(self) -> AsyncGenerator[DownloadEvent, None]:
+        asked = {**self._headers, **rules.request_headers(self._received)}
+        async with self._transport.get(self._url, asked) as response:
+            answer = rules.read_answer(self._received, response.status, response.headers)
+            if answer is Answer.FRESH:
+                chunk = await self._read_head(response)
+                yield self._open_copy(response, chunk)
+            else:
+                chunk = await self._skip_received(response) if answer is Answer.REPLAY else b""
+                self._log.info("image.resumed", method=answer.name.lower(), received_bytes=self._received.count)
+            while chunk or (chunk := await self._transport.read(response)):
+                self._count(chunk)
+                yield chunk
+                chunk = b""
+            self._verify_end(response)
+
+    async def _read_head(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read until the format can be told, or the body ends."""
+        head = b""
+        while len(head) < SNIFF_BYTES and (chunk := await self._transport.read(response)):
+            head += chunk
+        return head
+
+    def _open_copy(self, response: aiohttp.ClientResponse, head: bytes) -> Opened:
+        """Verify what a new copy starts with and forget the one before."""
+        self._received = Received()
+        self._format = sniff(head)
+        if not response.content_type.startswith("image/"):
+            raise _not_an_image(f"the upstream sent {response.content_type}, not an image", response.status)
+        if self._format is None:
+            raise _not_an_image("the first bytes are not those of an image", response.status)
+        self._head, self._tail = head[:SNIFF_BYTES], b""
+        total = rules.content_length(response.headers)
+        self._received = Received(total=total, etag=rules.strong_etag(response.headers))
+        return Opened(self._format.extension, total)
+
+    async def _skip_received(self, response: aiohttp.ClientResponse) -> bytes:
+        """Read past what is already in hand, and return what came with its last bytes."""
+        missing, crc32 = self._received.count, 0
+        while missing and (chunk := await self._transport.read(response)):
+            prefix = chunk[:missing]
+            crc32 = isal_zlib.crc32(prefix, crc32)
+            missing -= len(prefix)
+            if not missing and crc32 == self._received.crc32:
+                return chunk[len(prefix) :]
+        failure = Failure(Reason.CONTENT_CHANGED, "the image is not the same as before the break", response.status)
+        raise AttemptFailed(failure, received=Received())
+
+    def _count(self, chunk: bytes) -> None:
+        received = self._received
+        count = received.count + len(chunk)
+        if received.total is not None and count > received.total:
+            failure = Failure(Reason.TOO_LONG, f"more bytes came than the {received.total} promised")
+            raise AttemptFailed(failure, received=Received())
+        self._received = replace(received, count=count, crc32=isal_zlib.crc32(chunk, received.crc32))
+        self._tail = chunk if len(chunk) >= TAIL_BYTES else (self._tail + chunk)[-TAIL_BYTES:]
+
+    def _verify_end(self, response: aiohttp.ClientResponse) -> None:
+        """The body has ended without an error: it is the whole image only if nothing speaks against it.
+
+        A body with neither length nor chunked coding ends when the connection does (RFC 9112 section 6.3, rule 8),
+        which proves nothing: then the file itself must show that it is complete.
+        """
+        count, total = self._received.count, self._received.total
+        if total is not None and count != total:
+            failure = Failure(Reason.TRUNCATED, f"{count} bytes came instead of {total}")
+            raise AttemptFailed(failure)
+        framed = total is not None or "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+        ended = self._format is not None and has_ended(self._format, self._head, self._tail, count)
+        if ended is False or (ended is None and not framed):
+            failure = Failure(Reason.TRUNCATED, "the image is cut off before its end")
+            raise AttemptFailed(failure, received=Received())
+
+
+def _not_an_image(detail: str, status: int) -> AttemptFailed:
+    return AttemptFailed(Failure(Reason.NOT_AN_IMAGE, detail, status), received=Received())

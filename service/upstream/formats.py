@@ -1,0 +1,65 @@
+"""What a picture file looks like: its first bytes, and its last.
+
+Only the formats the API renders are known; anything else is not an image to us.
+"""
+
+from dataclasses import dataclass
+
+# Enough for the longest signature below (ISO base media: the brand ends at byte 12) with room for a longer ftyp box.
+SNIFF_BYTES = 32
+# Where the end marker must be found. Some encoders pad behind it, hence more than the marker's own length.
+TAIL_BYTES = 64
+
+_AVIF_BRANDS = (b"avif", b"avis")
+_JXL_CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """A picture format: its extension without a dot, and the marker that ends a complete file, if it has one."""
+
+    extension: str
+    end_marker: bytes | None
+
+
+JPEG = ImageFormat("jpg", b"\xff\xd9")  # ITU T.81 B.1.1.3: EOI
+PNG = ImageFormat("png", b"IEND\xaeB`\x82")  # PNG 11.2.5 with its CRC
+WEBP = ImageFormat("webp", None)
+AVIF = ImageFormat("avif", None)
+JXL = ImageFormat("jxl", None)
+
+
+def sniff(head: bytes) -> ImageFormat | None:
+    """Return the format that the first bytes (``SNIFF_BYTES``, fewer only at the end) announce, if any."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return JPEG
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PNG
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return WEBP
+    if head[4:8] == b"ftyp" and (head[8:12] in _AVIF_BRANDS or any(brand in head[16:] for brand in _AVIF_BRANDS)):
+        return AVIF
+    if head.startswith((b"\xff\x0a", _JXL_CONTAINER)):
+        return JXL
+    return None
+
+
+def stated_size(head: bytes) -> int | None:
+    """Return the file size in bytes which the first bytes themselves state (WebP's RIFF header), if they do."""
+    if sniff(head) is WEBP:
+        return int.from_bytes(head[4:8], "little") + 8
+    return None
+
+
+def has_ended(image_format: ImageFormat, head: bytes, tail: bytes, size: int) -> bool | None:
+    """Tell by the file itself whether it is complete; ``None`` where its format cannot say.
+
+    ``tail`` holds the last ``TAIL_BYTES``, ``size`` the number of bytes in all.
+    """
+    stated = stated_size(head)
+    if stated is not None:
+        # RIFF pads chunks to even sizes: the byte may be counted or not.
+        return size in {stated, stated + 1}
+    if image_format.end_marker is None:
+        return None
+    return image_format.end_marker in tail[-TAIL_BYTES:]

@@ -1,0 +1,116 @@
+"""What the API sends, read tolerantly, as our own nouns.
+
+No field is required by the API's schema, shapes differ between its versions, and unknown fields come and go.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from service.model import Image, Order, Readiness
+
+
+class PayloadError(Exception):
+    """The payload is not what it should be, however tolerantly it is read."""
+
+
+def _text(value: Any) -> str | None:
+    """Ids and names have been seen as text only, but nothing promises it; objects become no text."""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _flag(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+Text = Annotated[str | None, BeforeValidator(_text)]
+Flag = Annotated[bool | None, BeforeValidator(_flag)]
+
+
+class ImagePayload(BaseModel):
+    """An image object of the API (section "image object" of its reference)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    image_id: Text = None
+    image_name: Text = None
+    status: Text = None
+    status_reason: Text = None
+    downloaded: Flag = None
+    # Only before version 2024-10, but cheap to understand.
+    enhanced: Flag = None
+    error: Flag = None
+
+    def to_image(self, *, order_busy: bool) -> Image:
+        """Return the image as our noun."""
+        if not self.image_id:
+            return Image("", self.image_name or "", Readiness.FAILED, self.status, "it is listed without an id")
+        return Image(
+            self.image_id,
+            self.image_name or "",
+            self._readiness(order_busy=order_busy),
+            self.status,
+            self.status_reason,
+            paid=bool(self.downloaded),
+        )
+
+    def _readiness(self, *, order_busy: bool) -> Readiness:
+        known = _READINESS.get((self.status or "").lower())
+        if known is not None:
+            return known
+        if self.error:
+            return Readiness.FAILED
+        if self.enhanced is not None:
+            return Readiness.READY if self.enhanced else Readiness.NOT_READY
+        # Nothing is said. In a finished order the image is asked for: what is wrong with it will be reported.
+        return Readiness.NOT_READY if order_busy else Readiness.READY
+
+
+_READINESS = {
+    "waiting": Readiness.NOT_READY,
+    "processing": Readiness.NOT_READY,
+    "processed": Readiness.READY,
+    "completed": Readiness.READY,
+    "error": Readiness.FAILED,
+    "failed": Readiness.FAILED,
+    "expired": Readiness.EXPIRED,
+}
+
+
+class OrderPayload(BaseModel):
+    """An order object of the API (``GET /orders/{id}``)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    order_id: Text = None
+    name: Text = None
+    status: Text = None
+    is_processing: Flag = None
+    is_merging: Flag = None
+    images: list[ImagePayload] | None = None
+
+    def to_order(self, order_id: str) -> Order:
+        """Return the order as our noun; an image listed twice under one id counts once."""
+        busy = bool(self.is_merging or self.is_processing)
+        images: dict[str, Image] = {}
+        for index, payload in enumerate(self.images or ()):
+            image = payload.to_image(order_busy=busy)
+            images.setdefault(image.image_id or f"#{index}", image)
+        return Order(order_id, self.name or "", busy, tuple(images.values()))
+
+
+def read_order(order_id: str, payload: bytes) -> Order:
+    """Return the order that a look-up answered with.
+
+    Raises:
+        PayloadError: not JSON, or not an order.
+    """
+    try:
+        order = OrderPayload.model_validate_json(payload)
+    except ValidationError as error:
+        raise PayloadError("the answer is not an order") from error
+    if not order.model_fields_set:
+        raise PayloadError("the answer has none of an order's fields")
+    return order.to_order(order_id)

@@ -1,0 +1,175 @@
+"""Opens answers of the upstream: redirects by hand, keys only to the API, aiohttp's errors translated.
+
+Every wait for the upstream is timed here, and only waits for the upstream are: a timer exists while a request is
+being answered or a byte is awaited, never while a slow client keeps us from asking for more.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import aiohttp
+import structlog
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from service.model import Failure, Reason
+from service.upstream.addresses import REDIRECT_STATUSES, TargetRefused, TargetRules, is_private
+from service.upstream.rules import AttemptFailed
+
+# Signed redirect targets with a session token come close to aiohttp's default of 8,190 bytes for a header line.
+MAX_HEADER_BYTES = 32 * 1024
+DNS_CACHE_SECONDS = 60
+
+_T = TypeVar("_T")
+
+
+class AddressRefused(OSError):
+    """A host name stands for an address that is not public."""
+
+
+class GuardedResolver(AbstractResolver):
+    """Resolves names and refuses those with any address that is not public.
+
+    Checking here, and not before the request, leaves no moment in which the name could change its address. The
+    odd spellings of IPv4 (decimal, octal, short) arrive here too, as names that the system's resolver understands.
+    """
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._resolver = aiohttp.ThreadedResolver()
+        self._allow_private = allow_private
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the host's addresses.
+
+        Raises:
+            OSError: it cannot be resolved, or has an address in a private range.
+        """
+        results = await self._resolver.resolve(host, port, family)
+        if not self._allow_private:
+            for result in results:
+                if is_private(result["host"]):
+                    raise AddressRefused(f"{host} has an address that is not public")
+        return results
+
+    async def close(self) -> None:
+        """Nothing is held."""
+        await self._resolver.close()
+
+
+def open_session(*, allow_private: bool, connect_timeout_seconds: float) -> aiohttp.ClientSession:
+    """Return the process's one client session; the caller closes it.
+
+    No total time-out (a large image to a slow client may take hours), no cookies, no proxies from the environment,
+    and no decoding: the bytes go into the archive as they are on the wire.
+    """
+    connector = aiohttp.TCPConnector(
+        limit=0,  # the number of downloads is bounded where they are started
+        resolver=GuardedResolver(allow_private=allow_private),
+        ttl_dns_cache=DNS_CACHE_SECONDS,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        headers={"User-Agent": "autoenhance-batch", "Accept-Encoding": "identity"},
+    )
+
+
+class Transport:
+    """Sends GET requests to the API and wherever it redirects to. Shared by the whole process."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        rules: TargetRules,
+        *,
+        api_headers: Mapping[str, str],
+        silence_seconds: float,
+    ) -> None:
+        self._session = session
+        self._rules = rules
+        self._api_headers = dict(api_headers)
+        self._silence_seconds = silence_seconds
+
+    @asynccontextmanager
+    async def get(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Open the answer at the end of the redirects from an API address; on leaving, let go of the connection.
+
+        Raises:
+            AttemptFailed: no connection, no answer in time, or a redirect that is refused.
+        """
+        response = await self._follow(url, headers)
+        try:
+            yield response
+        finally:
+            # Returns the connection to the pool if the body was read to its end, and closes it otherwise.
+            response.release() if response.content.at_eof() else response.close()
+
+    async def read(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return the next bytes of a body, as many as are there, or ``b""`` at its clean end.
+
+        Raises:
+            AttemptFailed: the upstream was silent for too long, or the connection broke.
+        """
+        content = response.content
+        if content.exception() is None and (ready := content.read_nowait()):
+            return ready  # no wait, hence no timer
+        return await self._timed(content.readany())
+
+    async def _follow(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        hops = 0
+        try:
+            url = self._rules.check(url)
+            while True:
+                response = await self._timed(
+                    self._session.get(url, headers=self._headers_for(url, headers), allow_redirects=False)
+                )
+                if response.status not in REDIRECT_STATUSES:
+                    return response
+                response.release()
+                url = self._rules.follow(url, response.headers.get("Location"), hops)
+                hops += 1
+        except TargetRefused as error:
+            raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, str(error))) from error
+
+    def _headers_for(self, url: URL, headers: Mapping[str, str]) -> dict[str, str]:
+        """The key and what identifies our caller go to the API's origin only; storage gets the bare request."""
+        if not self._rules.is_api(url):
+            return dict(headers)
+        request_id = structlog.contextvars.get_contextvars().get("request_id")
+        tracing = {"X-Request-ID": str(request_id)} if request_id else {}
+        return {**headers, **self._api_headers, **tracing}
+
+    async def _timed(self, wait: Awaitable[_T]) -> _T:
+        """Await something of the upstream's, with the silence time-out and with aiohttp's errors translated."""
+        try:
+            async with asyncio.timeout(self._silence_seconds):
+                return await wait
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise AttemptFailed(_connect_failure(error)) from error
+        except TimeoutError as error:
+            seconds = f"{self._silence_seconds:g}"
+            raise AttemptFailed(Failure(Reason.TIMEOUT, f"the upstream was silent for {seconds} s")) from error
+        except aiohttp.InvalidURL as error:
+            raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, "a redirect to an invalid address")) from error
+        except aiohttp.ClientPayloadError as error:
+            raise AttemptFailed(Failure(Reason.TRUNCATED, "the answer ended before its promised end")) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the connection broke")) from error
+
+
+def _connect_failure(error: aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) -> Failure:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Failure(Reason.TIMEOUT, "no connection to the upstream in time")
+    if isinstance(error.os_error, AddressRefused):
+        return Failure(Reason.REDIRECT_REFUSED, str(error.os_error))
+    return Failure(Reason.CONNECTION_FAILED, f"no connection to {error.host}")
