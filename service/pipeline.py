@@ -1,0 +1,239 @@
+"""One archive from plan to last byte: what happens while an order streams.
+
+::
+
+    plan ──▶ read-ahead ──first bytes in hand──▶ begin() returns: the status can be sent
+                 │
+                 └─▶ lowest ready position ──▶ writer ──▶ pieces() ──▶ the caller's connection
+                          (again and again)                 │
+                                     report, manifest, central directory at the end
+
+States: new, then ``begin`` (nothing was sent yet: every error is still an honest status), then ``pieces`` (bytes
+are out: a failed image goes into the report, anything else breaks the connection), then finished.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import structlog
+
+from service.archive.naming import entry_name
+from service.archive.plan import ArchivePlan, ManifestMode, OnError, PlannedImage
+from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, manifest_json, report_text
+from service.archive.writer import ArchiveWriter, EntrySizeMismatch
+from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, NothingToDeliver
+from service.model import UPSTREAM_REASONS, Failure, Image, ImageOptions, Opened, Outcome, Reason
+from service.readahead import Budget, Download, ReadAhead, Slot
+
+log = structlog.get_logger(__name__)
+
+PlannedSlot = Slot[PlannedImage]
+
+
+class ImageSource(Protocol):
+    """Where images come from; the upstream client in the service, a list of bytes in a test."""
+
+    def open_image(self, image: Image, options: ImageOptions) -> Download:
+        """Return the download of an image; it must not start before it is read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """The bounds of one archive; the settings of the same names explain them."""
+
+    images_in_flight: int
+    read_ahead_bytes: int
+    first_byte_seconds: float
+    give_up_after: int
+
+
+class ArchiveStream:
+    """One archive being made. Use it as an async context manager: leaving it ends every download.
+
+    ``count`` is told each image's outcome once. ``outcomes`` holds them in the order in which they became certain.
+    """
+
+    def __init__(
+        self,
+        plan: ArchivePlan,
+        source: ImageSource,
+        *,
+        limits: StreamLimits,
+        total_budget: Budget,
+        describe: Callable[[Sequence[Outcome]], ReportContext],
+        count: Callable[[Outcome], None],
+    ) -> None:
+        self._plan = plan
+        self._limits = limits
+        self._describe = describe
+        self._count = count
+        self._writer = ArchiveWriter()
+        self._ahead = ReadAhead(
+            plan.wanted,
+            lambda item: source.open_image(item.image, plan.options.image),
+            in_flight=limits.images_in_flight,
+            budgets=(Budget(limits.read_ahead_bytes), total_budget),
+        )
+        self._failures_in_row = 0
+        self._begun = False
+        self._first: PlannedSlot | None = None
+        self.outcomes: list[Outcome] = []
+
+    async def __aenter__(self) -> Self:
+        """Start the first downloads."""
+        for outcome in self._plan.unavailable:
+            self._record(outcome)
+        await self._ahead.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End every download."""
+        await self._ahead.__aexit__(kind, error, trace)
+
+    @property
+    def downloaded(self) -> int:
+        """Number of images that are complete in the archive."""
+        return sum(outcome.entry is not None for outcome in self.outcomes)
+
+    @property
+    def failed(self) -> int:
+        """Number of images that are not in the archive, and never will be."""
+        return len(self.outcomes) - self.downloaded
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of ZIP made so far."""
+        return self._writer.bytes_out
+
+    async def begin(self) -> None:
+        """Wait until the first bytes of an image are in hand.
+
+        Raises:
+            NothingToDeliver: every image has failed, or one has and the caller wants all or nothing.
+            FirstByteTimeout: it took longer than ``first_byte_seconds``.
+        """
+        try:
+            async with asyncio.timeout(self._limits.first_byte_seconds):
+                self._first = await self._next_with_bytes()
+        except TimeoutError:
+            seconds = f"{self._limits.first_byte_seconds:g}"
+            raise FirstByteTimeout(f"No image byte arrived within {seconds} s.", self.outcomes) from None
+        if self._first is None:
+            raise NothingToDeliver("Not one image of the order could be downloaded.", self.outcomes)
+        self._begun = True
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield the archive's bytes in order, after ``begin``.
+
+        Raises:
+            ArchiveBroken: an image failed and the caller wants all or nothing.
+        """
+        slot = self._first
+        while slot is not None:
+            async with aclosing(self._entry(slot)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            slot = await self._ahead.next()
+        for piece in self._ending():
+            yield piece
+
+    async def _next_with_bytes(self) -> PlannedSlot | None:
+        """Pass over what failed before its first byte."""
+        while (slot := await self._ahead.next()) is not None and not slot.ready:
+            async with aclosing(self._entry(slot)) as pieces:
+                async for _ in pieces:
+                    raise AssertionError("a failed image has no bytes")
+        return slot
+
+    async def _entry(self, slot: PlannedSlot) -> AsyncGenerator[bytes, None]:
+        """Write one image, or roll it back and record why it is missing."""
+        digest = hashlib.sha256() if self._plan.options.manifest is ManifestMode.ALWAYS else None
+        opened = False
+        try:
+            async with aclosing(slot.events()) as events:
+                async for event in events:
+                    if isinstance(event, bytes):
+                        if digest is not None:
+                            digest.update(event)
+                        yield self._writer.write(event)
+                    elif isinstance(event, Opened):
+                        if opened:
+                            self._roll_back(slot, "a new copy begins")
+                            digest = hashlib.sha256() if digest is not None else None
+                        opened = True
+                        yield self._writer.open_entry(entry_name(slot.item.stem, event.extension), event.size)
+            entry, descriptor = self._writer.close_entry()
+        except ImageFailed as error:
+            failure = error.failure
+        except EntrySizeMismatch as error:
+            failure = Failure(Reason.TOO_LONG, str(error))
+        else:
+            yield descriptor
+            sha256 = digest.hexdigest() if digest is not None else None
+            self._record(self._outcome(slot, entry=entry, sha256=sha256))
+            return
+        if opened:
+            self._roll_back(slot, failure.detail)
+        self._record(self._outcome(slot, failure=failure))
+
+    def _roll_back(self, slot: PlannedSlot, why: str) -> None:
+        self._writer.roll_back()
+        log.info("image.rolled_back", image_id=slot.item.image.image_id, detail=why)
+
+    def _outcome(self, slot: PlannedSlot, **result: object) -> Outcome:
+        return Outcome(slot.item.position, slot.item.image, slot.download.attempts, **result)  # type: ignore[arg-type]
+
+    def _record(self, outcome: Outcome) -> None:
+        """Note one image's outcome, and draw the consequences of a failure."""
+        self.outcomes.append(outcome)
+        self._count(outcome)
+        _log_outcome(outcome)
+        if outcome.failure is None:
+            self._failures_in_row = 0
+            return
+        if self._plan.options.on_error is OnError.ABORT:
+            self._abort(outcome)
+        against_upstream = outcome.failure.reason in UPSTREAM_REASONS
+        self._failures_in_row = self._failures_in_row + 1 if against_upstream else 0
+        if self._failures_in_row == self._limits.give_up_after:
+            self._give_up()
+
+    def _abort(self, outcome: Outcome) -> None:
+        if not self._begun:
+            raise NothingToDeliver("An image failed, and on_error=abort asks for all or nothing.", self.outcomes)
+        raise ArchiveBroken(f"image {outcome.image.image_id} failed, and on_error=abort asks for all or nothing")
+
+    def _give_up(self) -> None:
+        """Stop asking an upstream that keeps failing; what was not asked for is reported as such."""
+        rest = self._ahead.give_up()
+        log.warning("archive.gave_up", failures_in_row=self._failures_in_row, images_not_tried=len(rest))
+        detail = f"not tried any more after {self._failures_in_row} failures of the upstream in a row"
+        for item in rest:
+            failure = Failure(Reason.UPSTREAM_UNAVAILABLE, detail)
+            self._record(Outcome(item.position, item.image, attempts=0, failure=failure))
+
+    def _ending(self) -> Iterator[bytes]:
+        """Make the archive's last entries and its end."""
+        if self.failed or self._plan.options.manifest is ManifestMode.ALWAYS:
+            context = self._describe(self.outcomes)
+            yield self._writer.add(REPORT_NAME, report_text(context, self.outcomes).encode())
+            yield self._writer.add(MANIFEST_NAME, manifest_json(context, self.outcomes))
+        yield from self._writer.finish()
+
+
+def _log_outcome(outcome: Outcome) -> None:
+    facts = {"image_id": outcome.image.image_id, "position": outcome.position, "attempts": outcome.attempts}
+    if outcome.entry is not None:
+        log.info("image.downloaded", **facts, bytes=outcome.entry.size, entry=outcome.entry.name)
+    elif outcome.failure is not None:
+        failure = outcome.failure
+        status = failure.upstream_status
+        log.warning("image.failed", **facts, reason=failure.reason.value, detail=failure.detail, upstream_status=status)

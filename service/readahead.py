@@ -1,0 +1,312 @@
+"""Downloads that run ahead of the archive, bounded in number and in bytes. Knows asyncio, but no HTTP.
+
+Who owns what: a ``ReadAhead`` owns one task per download in flight and ends them all when it is left. A task
+owns its download and puts what comes into its ``Slot``; the archive, the only reader, takes it out.
+
+A slot's life::
+
+    waiting ──first bytes──▶ ready ──claim──▶ claimed (the head: it is being written)
+       ▲                       │                 │
+       └──── interrupted ──────┘                 ▼
+                    finished or failed: known to the reader once everything before it is taken
+
+Bytes are bounded three times. A task holds one chunk in hand until it may put it. Behind the head, chunks need
+room in the archive's share and in the process's total (``Budget``). The head itself needs no room, so an archive
+always moves, whatever the others hold; it may run ``HEAD_BYTES`` ahead of its reader.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
+
+from service.model import DownloadEvent, Interrupted, Opened
+
+# How far the head may run ahead of its reader: enough that reading and writing overlap, little enough not to count.
+HEAD_BYTES = 256 * 1024
+# What a buffered chunk costs besides its bytes (object, queue slot): so a drip of one-byte chunks is bounded too.
+CHUNK_OVERHEAD_BYTES = 128
+
+ItemT = TypeVar("ItemT")
+
+
+class Download(Protocol):
+    """One download: its events in order; it ends cleanly only when complete. ``attempts`` counts its requests."""
+
+    attempts: int
+
+    def events(self) -> AsyncGenerator[DownloadEvent, None]:
+        """Yield the events."""
+        ...
+
+
+class Budget:
+    """A number of bytes that may be held at a time. Those who wait for room get it in the order of asking."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._waiting: deque[tuple[Account, int, asyncio.Future[bool]]] = deque()
+
+    def fits(self, size: int) -> bool:
+        """Whether ``size`` bytes are free."""
+        return self.held_bytes + size <= self.limit_bytes
+
+    def ask(self, account: "Account", size: int) -> asyncio.Future[bool]:
+        """Return a future that turns true once ``size`` bytes are taken for the account.
+
+        Setting it to false withdraws the request. More than the whole budget is never granted.
+        """
+        granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if size <= self.limit_bytes:
+            self._waiting.append((account, size, granted))
+            self._grant()
+        return granted
+
+    def give_back(self, size: int) -> None:
+        """Return bytes, and hand them to those who wait."""
+        self.held_bytes -= size
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting:
+            account, size, granted = self._waiting[0]
+            if not granted.done():
+                if not self.fits(size):
+                    return
+                self.held_bytes += size
+                account.held_bytes += size
+                granted.set_result(True)
+            self._waiting.popleft()
+
+
+class Account:
+    """What one slot holds of a budget; closing it returns everything."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.held_bytes = 0
+
+    def ask(self, size: int) -> asyncio.Future[bool]:
+        """Ask for room, see ``Budget.ask``."""
+        return self._budget.ask(self, size)
+
+    def give_back(self, size: int) -> None:
+        """Return part of what is held."""
+        self.held_bytes -= size
+        self._budget.give_back(size)
+
+    def close(self) -> None:
+        """Return all that is held."""
+        self.give_back(self.held_bytes)
+
+
+class Slot(Generic[ItemT]):
+    """Where one download's events wait for the archive. One task puts, one reader iterates."""
+
+    def __init__(
+        self, item: ItemT, download: Download, budgets: Iterable[Budget], on_change: Callable[[], None]
+    ) -> None:
+        self.item = item
+        self.download = download
+        self.claimed = False
+        self.ready = False
+        self.ended = False
+        self.task: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
+        self._accounts = tuple(Account(budget) for budget in budgets)
+        self._on_change = on_change
+        self._events: deque[tuple[DownloadEvent, int]] = deque()
+        self._waiting_bytes = 0
+        self._room_asked: asyncio.Future[bool] | None = None
+        self._moved: asyncio.Future[None] | None = None
+
+    async def put(self, event: DownloadEvent) -> None:
+        """Take an event in, waiting for room."""
+        if isinstance(event, Interrupted):
+            self.ready = False
+        elif isinstance(event, Opened):
+            self._clear()
+            self._append(event, 0)
+        else:
+            await self._put_chunk(event)
+
+    def finish(self, error: BaseException | None) -> None:
+        """Nothing more will come: the download is complete, or has failed with ``error``."""
+        self.ended = True
+        self._error = error
+        if error is not None:
+            self._clear()  # what is left of a failed copy need not be written
+            self.ready = False
+        self._wake()
+        self._on_change()
+
+    def claim(self) -> None:
+        """Make this the head: it no longer waits for room."""
+        self.claimed = True
+        if self._room_asked is not None and not self._room_asked.done():
+            self._room_asked.set_result(False)
+
+    def close(self) -> None:
+        """Stop the download if it still runs, and drop what is held."""
+        if self.task is not None:
+            self.task.cancel()
+        self._clear()
+        for account in self._accounts:
+            account.close()
+
+    async def events(self) -> AsyncGenerator[DownloadEvent, None]:
+        """Yield the events as they come; the end means that the download is complete.
+
+        Raises:
+            ImageFailed: the download failed for good.
+        """
+        while True:
+            while self._events:
+                event, held = self._events.popleft()
+                self._release(event, held)
+                yield event
+            if self.ended:
+                break
+            await self._wait_for_move()
+        if self._error is not None:
+            raise self._error
+
+    async def _put_chunk(self, chunk: bytes) -> None:
+        # The chunk is in hand: the slot can be claimed, even while there is no room for it yet.
+        self.ready = True
+        self._on_change()
+        cost = len(chunk) + CHUNK_OVERHEAD_BYTES
+        if not self.claimed and await self._reserve(cost):
+            self._append(chunk, cost)
+            return
+        while self._waiting_bytes >= HEAD_BYTES:
+            await self._wait_for_move()
+        self._append(chunk, 0)
+
+    async def _reserve(self, cost: int) -> bool:
+        """Take room in every budget; false if the slot was claimed meanwhile and needs none."""
+        for index, account in enumerate(self._accounts):
+            self._room_asked = account.ask(cost)
+            if self.claimed and not self._room_asked.done():
+                self._room_asked.set_result(False)
+            if not await self._room_asked:
+                for taken in self._accounts[:index]:
+                    taken.give_back(cost)
+                return False
+        return True
+
+    def _append(self, event: DownloadEvent, held: int) -> None:
+        self._events.append((event, held))
+        self._waiting_bytes += len(event) if isinstance(event, bytes) else 0
+        self._wake()
+
+    def _release(self, event: DownloadEvent, held: int) -> None:
+        self._waiting_bytes -= len(event) if isinstance(event, bytes) else 0
+        if held:
+            for account in self._accounts:
+                account.give_back(held)
+        self._wake()
+
+    def _clear(self) -> None:
+        while self._events:
+            self._release(*self._events.popleft())
+
+    async def _wait_for_move(self) -> None:
+        # The task waits only while events are there, the reader only while none is: never both at once.
+        self._moved = asyncio.get_running_loop().create_future()
+        await self._moved
+
+    def _wake(self) -> None:
+        if self._moved is not None and not self._moved.done():
+            self._moved.set_result(None)
+
+
+class ReadAhead(Generic[ItemT]):
+    """Starts the downloads of ``items`` in their order, ``in_flight`` at a time, and offers what has come first.
+
+    Use it as an async context manager: leaving it ends every download.
+    """
+
+    def __init__(
+        self, items: Iterable[ItemT], start: Callable[[ItemT], Download], *, in_flight: int, budgets: Iterable[Budget]
+    ) -> None:
+        self._items = deque(items)
+        self._start = start
+        self._in_flight = in_flight
+        self._budgets = tuple(budgets)
+        self._slots: list[Slot[ItemT]] = []
+        self._head: Slot[ItemT] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        """Start the first downloads."""
+        self._fill()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End every download, and wait until each has let go of its connection."""
+        self._items.clear()
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+        for slot in self._slots:
+            slot.close()
+        self._drop_head()
+
+    async def next(self) -> Slot[ItemT] | None:
+        """Return the first slot, in the items' order, whose first bytes are in hand or which has failed.
+
+        This is the end of the slot before: if it was not read to its end, its download is stopped. ``None`` when
+        there are no more.
+        """
+        self._drop_head()
+        while True:
+            for index, slot in enumerate(self._slots):
+                if slot.ready or slot.ended:
+                    del self._slots[index]
+                    slot.claim()
+                    self._head = slot
+                    return slot
+            if not self._slots:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+
+    def give_up(self) -> list[ItemT]:
+        """Start nothing more; return the items whose downloads have not been started."""
+        rest = list(self._items)
+        self._items.clear()
+        return rest
+
+    def _drop_head(self) -> None:
+        if self._head is not None:
+            self._head.close()
+            self._head = None
+
+    def _fill(self) -> None:
+        while self._items and len(self._running) < self._in_flight:
+            item = self._items.popleft()
+            slot = Slot(item, self._start(item), self._budgets, self._changed.set)
+            self._slots.append(slot)
+            slot.task = task = asyncio.create_task(_pump(slot))
+            self._running.add(task)
+            task.add_done_callback(lambda task, slot=slot: self._on_done(task, slot))  # type: ignore[misc]
+
+    def _on_done(self, task: asyncio.Task[None], slot: Slot[ItemT]) -> None:
+        self._running.discard(task)
+        # A fault of our own is handed to the reader like a failed image, and breaks the archive there.
+        slot.finish(asyncio.CancelledError() if task.cancelled() else task.exception())
+        self._fill()
+
+
+async def _pump(slot: Slot[ItemT]) -> None:
+    async with aclosing(slot.download.events()) as events:
+        async for event in events:
+            await slot.put(event)
