@@ -1,0 +1,106 @@
+"""The command line: ``python -m service`` or ``autoenhance-batch``."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+from pydantic import SecretStr
+
+from service.errors import SettingsError
+from service.logs import configure_logs
+from service.server import running, serve
+from service.settings import Settings, describe_settings, load_settings
+
+EXIT_SETTINGS = 2
+
+log = structlog.get_logger(__name__)
+
+
+@click.group()
+def main() -> None:
+    """Stream every enhanced image of an Autoenhance.ai order into one ZIP."""
+
+
+@main.command("serve")
+@click.option("--host", help="Address to listen on, instead of HOST.")
+@click.option("--port", type=int, help="Port to listen on, instead of PORT; 0 takes a free one.")
+@click.option("--sandbox", is_flag=True, help="Start a stand-in of the API too: made-up orders, no key, no credits.")
+def serve_command(host: str | None, port: int | None, *, sandbox: bool) -> None:
+    """Start the service. It logs to standard output and stops on SIGTERM."""
+    overrides = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    _run(_serve_sandbox if sandbox else serve, **overrides)
+
+
+@main.command("settings")
+def settings_command() -> None:
+    """Print every setting: the environment variable, its default and its meaning."""
+    for name, default, meaning in describe_settings():
+        click.echo(f"{name}  [{default}]\n    {meaning}")
+
+
+@main.command("demo")
+@click.option("--output", default="images.zip", show_default=True, help="Where the ZIP goes.")
+def demo_command(output: str) -> None:
+    """Download a sandbox order through the real service, and check what arrived."""
+    from service.sandbox.demo import DemoFailed, run_demo  # noqa: PLC0415 - the sandbox and its Pillow are an extra
+
+    async def demo(settings: Settings) -> None:
+        async with _sandboxed(settings) as (sandbox_settings, sandbox), running(sandbox_settings) as url:
+            await run_demo(url, sandbox, Path(output))
+
+    try:
+        _run(demo, host="127.0.0.1", port=0, log_format="console", log_level="error")
+    except DemoFailed as error:
+        raise click.ClickException(str(error)) from error
+
+
+async def _serve_sandbox(settings: Settings) -> None:
+    from service.sandbox import DEMO_ORDER_ID  # noqa: PLC0415 - see _sandboxed
+
+    async with _sandboxed(settings) as (sandbox_settings, sandbox):
+        log.info("sandbox.started", api_base=sandbox.api_base, demo_order=DEMO_ORDER_ID)
+        await serve(sandbox_settings)
+
+
+@asynccontextmanager
+async def _sandboxed(settings: Settings) -> AsyncIterator[tuple[Settings, Any]]:
+    """Start the sandbox and point the settings at it; a key that is set is not used."""
+    from service.sandbox import Sandbox, SandboxUnavailableError  # noqa: PLC0415 - an extra, and never in production
+
+    sandbox = Sandbox()
+    try:
+        await sandbox.start()
+    except SandboxUnavailableError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        yield (
+            settings.model_copy(
+                update={
+                    "autoenhance_api_base": sandbox.api_base,
+                    "autoenhance_api_key": SecretStr(sandbox.api_key),
+                    "allow_private_upstream": True,
+                }
+            ),
+            sandbox,
+        )
+    finally:
+        await sandbox.close()
+
+
+def _run(start: Callable[[Settings], Coroutine[Any, Any, None]], **overrides: object) -> None:
+    """Read the settings, open the log, and run until the end."""
+    try:
+        settings = load_settings(**overrides)
+    except SettingsError as error:
+        for line in error.problems:
+            click.echo(f"settings: {line}", err=True)
+        sys.exit(EXIT_SETTINGS)
+    key = settings.autoenhance_api_key
+    secrets = [key.get_secret_value()] if key else []
+    configure_logs(log_format=settings.log_format, level=settings.log_level, secrets=secrets)
+    asyncio.run(start(settings))

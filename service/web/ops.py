@@ -1,0 +1,42 @@
+"""What operators and their machines ask: health, metrics, and what a problem type means."""
+
+import inspect
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.errors import RouteNotFound, concrete_errors
+from service.web.services import SERVICES
+
+
+async def health(request: web.Request) -> web.Response:
+    """Say that the service runs, and whether it has an API key."""
+    configured = request.app[SERVICES].upstream is not None
+    return web.json_response({"status": "ok", "api_key_configured": configured})
+
+
+async def live(_request: web.Request) -> web.Response:
+    """Say that the event loop answers. Asks nobody else, so it stays true whatever the upstream does."""
+    return web.json_response({"status": "ok"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """Say whether orders can be served: 503 with the reasons if not."""
+    reasons = [] if request.app[SERVICES].upstream is not None else ["no_api_key"]
+    status = 503 if reasons else 200
+    return web.json_response({"status": "unready" if reasons else "ok", "reasons": reasons}, status=status)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """Answer a Prometheus scrape."""
+    body = generate_latest(request.app[SERVICES].metrics.registry)
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def explain_problem(request: web.Request) -> web.Response:
+    """Explain a problem type to whoever opens its URI (RFC 9457 section 4.1)."""
+    for error in concrete_errors():
+        if error.slug == request.match_info["slug"]:
+            text = f"{error.title} (status {error.status})\n\n{inspect.getdoc(error)}\n"
+            return web.Response(text=text)
+    raise RouteNotFound("There is no such problem type.")

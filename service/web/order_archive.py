@@ -1,0 +1,146 @@
+"""``GET /orders/{order_id}/images``: the archive of an order, streamed while its images arrive."""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+import structlog
+from aiohttp import web
+
+from service.archive.naming import archive_filename, content_disposition
+from service.archive.plan import ArchivePlan, check_order_id, parse_options, plan_archive
+from service.archive.report import ReportContext
+from service.errors import NotConfigured, ServiceError
+from service.model import Outcome
+from service.pipeline import ArchiveStream
+from service.upstream.client import UpstreamClient
+from service.web.archive_response import ArchiveResponse
+from service.web.middleware import STREAMING
+from service.web.services import SERVICES, Services
+
+log = structlog.get_logger(__name__)
+
+TRAILERS = ("X-Downloaded", "X-Failed")
+
+
+async def get_order_archive(request: web.Request) -> web.StreamResponse:
+    """Answer with the archive, or, to HEAD, with its status and headers only."""
+    services = request.app[SERVICES]
+    # 1. What is asked for. Nothing upstream is touched before this is right.
+    order_id = check_order_id(request.match_info["order_id"])
+    options = parse_options(request.query.items())
+    upstream = _upstream(services)
+    archive_id = str(uuid.uuid4())
+    with structlog.contextvars.bound_contextvars(order_id=order_id, archive_id=archive_id):
+        # 2. What there is.
+        order = await upstream.find_order(order_id)
+        plan = plan_archive(order, options, max_images=services.max_images)
+        # 3. The answer.
+        if request.method == "HEAD":
+            return web.Response(headers=_headers(plan, archive_id), content_type="application/zip")
+        return await _Download(request, services, upstream, plan, archive_id).run()
+
+
+class _Download:
+    """One caller's download: joins the archive's stream to the caller's connection, and says how it ended."""
+
+    def __init__(
+        self,
+        request: web.Request,
+        services: Services,
+        upstream: UpstreamClient,
+        plan: ArchivePlan,
+        archive_id: str,
+    ) -> None:
+        self._request = request
+        self._metrics = services.metrics
+        self._plan = plan
+        self._archive_id = archive_id
+        self._stream = ArchiveStream(
+            plan,
+            upstream,
+            limits=services.limits,
+            total_budget=services.total_budget,
+            describe=self._describe,
+            count=services.metrics.count_image,
+        )
+
+    async def run(self) -> web.StreamResponse:
+        """Stream the archive. Whatever breaks it is raised, and breaks the connection further out."""
+        outcome = "aborted"
+        try:
+            with self._metrics.archives_in_progress.track_inprogress():
+                async with self._stream as stream:
+                    await stream.begin()
+                    response = await self._start_response()
+                    async with aclosing(stream.pieces()) as pieces:
+                        async for piece in pieces:
+                            await response.write(piece)
+                    await response.write_eof()
+            outcome = "partial" if stream.failed else "complete"
+        except ServiceError:
+            outcome = "none"
+            raise
+        except (asyncio.CancelledError, ConnectionResetError):
+            outcome = "client_gone"
+            raise
+        finally:
+            self._conclude(outcome)
+        return response
+
+    async def _start_response(self) -> ArchiveResponse:
+        response = ArchiveResponse(_headers(self._plan, self._archive_id), self._trailers)
+        self._request[STREAMING] = response
+        await response.prepare(self._request)
+        return response
+
+    def _trailers(self) -> dict[str, str]:
+        return dict(zip(TRAILERS, (str(self._stream.downloaded), str(self._stream.failed)), strict=True))
+
+    def _describe(self, outcomes: Sequence[Outcome]) -> ReportContext:
+        order = self._plan.order
+        missing = [outcome.image.image_id for outcome in outcomes if outcome.failure is not None]
+        # ``only`` is replaced, everything else stays as the caller chose it.
+        query = [(name, value) for name, value in self._request.query.items() if name != "only"]
+        retry_url = self._request.url.with_query([*query, *(("only", image_id) for image_id in missing)])
+        return ReportContext(
+            order_id=order.order_id,
+            order_name=order.name,
+            archive_id=self._archive_id,
+            parameters=dict(query),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            retry_url=str(retry_url),
+        )
+
+    def _conclude(self, outcome: str) -> None:
+        stream = self._stream
+        self._metrics.archives.labels(outcome).inc()
+        self._metrics.archive_bytes.inc(stream.bytes_out)
+        log.info(
+            "archive.finished",
+            outcome=outcome,
+            images=self._plan.total,
+            downloaded=stream.downloaded,
+            failed=stream.failed,
+            bytes=stream.bytes_out,
+        )
+
+
+def _upstream(services: Services) -> UpstreamClient:
+    if services.upstream is None:
+        raise NotConfigured("The operator must set AUTOENHANCE_API_KEY; until then no order can be fetched.")
+    return services.upstream
+
+
+def _headers(plan: ArchivePlan, archive_id: str) -> dict[str, str]:
+    """Proxies must neither keep, nor change, nor hold back what streams (nginx: X-Accel-Buffering)."""
+    return {
+        "Content-Disposition": content_disposition(archive_filename(plan.order.name, plan.order.order_id)),
+        "X-Total-Images": str(plan.total),
+        "X-Archive-Id": archive_id,
+        "Cache-Control": "no-store, no-transform",
+        "X-Accel-Buffering": "no",
+        "Trailer": ", ".join(TRAILERS),
+    }
