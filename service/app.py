@@ -29,7 +29,8 @@ def create_app(settings: Settings) -> web.Application:
     """Return the app; its resources open when it starts and close when it stops."""
     app = web.Application(middlewares=[trace_request, answer_problems], client_max_size=MAX_REQUEST_BODY_BYTES)
     app.on_response_prepare.append(add_headers)
-    app.router.add_get("/orders/{order_id}/images", get_order_archive)
+    # Any segment is taken as an order id, so that a bad one is told what is wrong with it.
+    app.router.add_get("/orders/{order_id:[^/]+}/images", get_order_archive)
     app.router.add_get("/health", ops.health)
     app.router.add_get("/health/live", ops.live)
     app.router.add_get("/health/ready", ops.ready)

@@ -21,7 +21,8 @@ MANIFEST_SCHEMA = 1
 class ReportContext:
     """What the report says beside the outcomes.
 
-    ``parameters`` are the request's own and must fit into JSON; ``retry_url`` asks for exactly the missing images.
+    ``parameters`` are the request's own and must fit into JSON; the ``retry_urls`` together ask for exactly the
+    missing images (several, where the ids are too many for one URL).
     """
 
     order_id: str
@@ -29,7 +30,7 @@ class ReportContext:
     archive_id: str
     parameters: Mapping[str, object]
     created_at: str
-    retry_url: str
+    retry_urls: Sequence[str]
 
 
 class Retry(StrEnum):
@@ -110,7 +111,7 @@ def manifest(context: ReportContext, outcomes: Sequence[Outcome]) -> dict[str, o
             "bytes": sum(entry.size for entry in entries),
         },
         "missing": missing,
-        "retry_url": context.retry_url if missing else None,
+        "retry_urls": list(context.retry_urls) if missing else [],
         "images": [_manifest_image(outcome) for outcome in ordered],
     }
 
@@ -143,10 +144,14 @@ def _retry_lines(context: ReportContext, missing: Sequence[Outcome]) -> list[str
     reasons = {outcome.failure.reason for outcome in missing if outcome.failure}
     if all(PLAIN_WORDS[reason][1] is Retry.POINTLESS for reason in reasons):
         return ["Downloading again will not bring the missing images."]
+    commands = [
+        f"  curl --fail --location --output missing_images_{number}.zip {shlex.quote(visible(url))}"
+        for number, url in enumerate(context.retry_urls, start=1)
+    ]
     return [
         "To get the missing images only, run this (with the same key, if the service asked you for one):",
         "",
-        f"  curl --fail --location --output missing_images.zip {shlex.quote(visible(context.retry_url))}",
+        *commands,
     ]
 
 

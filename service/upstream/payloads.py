@@ -3,9 +3,10 @@
 No field is required by the API's schema, shapes differ between its versions, and unknown fields come and go.
 """
 
+import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from service.model import Image, Order, Readiness
 
@@ -17,7 +18,7 @@ class PayloadError(Exception):
 def _text(value: Any) -> str | None:
     """Ids and names have been seen as text only, but nothing promises it; objects become no text."""
     if isinstance(value, str):
-        return value
+        return value.encode("utf-8", "replace").decode()  # JSON may hold halves of surrogate pairs
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
@@ -108,8 +109,9 @@ def read_order(order_id: str, payload: bytes) -> Order:
         PayloadError: not JSON, or not an order.
     """
     try:
-        order = OrderPayload.model_validate_json(payload)
-    except ValidationError as error:
+        # The standard library's parser, because pydantic's refuses halves of surrogate pairs, which names may hold.
+        order = OrderPayload.model_validate(json.loads(payload))
+    except (ValueError, RecursionError) as error:
         raise PayloadError("the answer is not an order") from error
     if not order.model_fields_set:
         raise PayloadError("the answer has none of an order's fields")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import structlog
 from aiohttp import web
+from yarl import URL
 
 from service.archive.naming import archive_filename, content_disposition
 from service.archive.plan import ArchivePlan, check_order_id, parse_options, plan_archive
@@ -22,6 +23,9 @@ from service.web.services import SERVICES, Services
 
 log = structlog.get_logger(__name__)
 
+# About 45 bytes each ("&only=" and a UUID): with this many, a URL stays well below the 8,190 bytes that aiohttp, nginx
+# and others take as a request line.
+IDS_PER_RETRY_URL = 100
 TRAILERS = ("X-Downloaded", "X-Failed")
 
 
@@ -104,14 +108,13 @@ class _Download:
         missing = [outcome.image.image_id for outcome in outcomes if outcome.failure is not None]
         # ``only`` is replaced, everything else stays as the caller chose it.
         query = [(name, value) for name, value in self._request.query.items() if name != "only"]
-        retry_url = self._request.url.with_query([*query, *(("only", image_id) for image_id in missing)])
         return ReportContext(
             order_id=order.order_id,
             order_name=order.name,
             archive_id=self._archive_id,
             parameters=dict(query),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            retry_url=str(retry_url),
+            retry_urls=_retry_urls(self._request.url, query, [image_id for image_id in missing if image_id]),
         )
 
     def _conclude(self, outcome: str) -> None:
@@ -126,6 +129,15 @@ class _Download:
             failed=stream.failed,
             bytes=stream.bytes_out,
         )
+
+
+def _retry_urls(url: URL, query: Sequence[tuple[str, str]], missing: Sequence[str]) -> list[str]:
+    """Return the URLs that ask for the missing images, each short enough for a request line."""
+    urls = []
+    for start in range(0, len(missing), IDS_PER_RETRY_URL):
+        ids = missing[start : start + IDS_PER_RETRY_URL]
+        urls.append(str(url.with_query([*query, *(("only", image_id) for image_id in ids)])))
+    return urls
 
 
 def _upstream(services: Services) -> UpstreamClient:

@@ -26,7 +26,7 @@ CONTEXT = ReportContext(
     archive_id="22222222-2222-4222-8222-222222222222",
     parameters={"format": "jpeg", "preview": True, "quality": None},
     created_at="2026-01-02T03:04:05Z",
-    retry_url="https://zip.example/orders/1/images?only=b&only=c's",
+    retry_urls=["https://zip.example/orders/1/images?only=b&only=c's"],
 )
 
 
@@ -80,7 +80,7 @@ def test_report_for_people() -> None:
         "\n"
         "To get the missing images only, run this (with the same key, if the service asked you for one):\n"
         "\n"
-        "  curl --fail --location --output missing_images.zip "
+        "  curl --fail --location --output missing_images_1.zip "
         "'https://zip.example/orders/1/images?only=b&only=c'\"'\"'s'\n"
     )
 
@@ -123,7 +123,7 @@ def test_report_explains_every_reason(reason: Reason) -> None:
 @given(st.text(st.characters(codec=None)), st.text(st.characters(codec=None)))
 def test_nothing_in_the_report_breaks_its_lines(name: str, detail: str) -> None:
     """Whatever an uploader or the upstream wrote stays within its line, and the report can be encoded."""
-    context = replace(CONTEXT, order_name=name, retry_url=f"https://zip.example/{detail}")
+    context = replace(CONTEXT, order_name=name, retry_urls=[f"https://zip.example/{detail}"])
     plain = report_text(CONTEXT, [_failed(Reason.TIMEOUT, detail="plain")])
     text = report_text(context, [_failed(Reason.TIMEOUT, name=name, detail=f"plain {detail}")])
 
@@ -150,7 +150,7 @@ def test_manifest_for_programs() -> None:
         "parameters": {"format": "jpeg", "preview": True, "quality": None},
         "counts": {"total": 2, "downloaded": 1, "failed": 1, "bytes": 1234},
         "missing": ["id-2"],
-        "retry_url": "https://zip.example/orders/1/images?only=b&only=c's",
+        "retry_urls": ["https://zip.example/orders/1/images?only=b&only=c's"],
         "images": [
             {
                 "position": 0,
@@ -186,7 +186,7 @@ def test_manifest_for_programs() -> None:
 
 def test_manifest_without_missing_images_has_nothing_to_retry() -> None:
     """A retry URL that asks for no image would ask for all: it is left out."""
-    assert manifest(CONTEXT, [GOOD])["retry_url"] is None
+    assert manifest(CONTEXT, [GOOD])["retry_urls"] == []
 
 
 @given(st.text(st.characters(codec=None)))
