@@ -1,0 +1,117 @@
+"""The bytes behind an image: held in memory, or made on the fly for sizes nobody wants to hold.
+
+The one rule: a body can be read from any offset, any number of times, always with the same bytes.
+"""
+
+import hashlib
+import random
+import zlib
+from collections.abc import Iterator
+from typing import Protocol
+
+# One write to a socket; large enough that gigabytes cost few loop turns, small enough to stay in cache.
+CHUNK_BYTES = 256 * 1024
+# The repeated block of a generated body. Not a divisor of CHUNK_BYTES, so that a client which mixes up
+# offsets by a whole chunk gets other bytes than it should.
+BLOCK_BYTES = 1_000_003
+_JPEG_START = bytes.fromhex("ffd8ffe000104a46494600010100000100010000")
+_JPEG_END = bytes.fromhex("ffd9")
+# Long enough for every format's magic: a changed body still looks like an image.
+_MAGIC_BYTES = 32
+_FLIP = bytes(value ^ 0x55 for value in range(256))
+
+
+class Body(Protocol):
+    """Bytes of a known number which can be read from anywhere."""
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        ...
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag, with its quotes."""
+        ...
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from ``start`` up to ``stop``."""
+        ...
+
+
+def pieces(body: Body, start: int, stop: int, *, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Yield the bytes from ``start`` up to ``stop`` in pieces of at most ``size``."""
+    for offset in range(start, stop, size):
+        yield body.read(offset, min(offset + size, stop))
+
+
+def crc32_of(body: Body) -> int:
+    """Return the CRC-32 of the whole body, without holding it."""
+    crc = 0
+    for piece in pieces(body, 0, body.size):
+        crc = zlib.crc32(piece, crc)
+    return crc
+
+
+class BytesBody:
+    """A body held in memory; its entity tag is the MD5 of its content, as S3 gives it."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.size = len(content)
+        self.etag = f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from ``start`` up to ``stop``."""
+        return self.content[start:stop]
+
+
+class GeneratedBody:
+    """A body of any size which starts and ends like a JPEG and is pseudo-random between: never held as a whole."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.etag = f'"{hashlib.md5(f"{seed}-{size}".encode(), usedforsecurity=False).hexdigest()}"'
+        # Twice the block, so that any slice shorter than a block is one slice.
+        self._block = random.Random(seed).randbytes(min(BLOCK_BYTES, size)) * 2
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from ``start`` up to ``stop``, at most one block's length of them."""
+        stop = min(stop, self.size)
+        phase = start % (len(self._block) // 2 or 1)
+        piece = self._block[phase : phase + stop - start]
+        if start < len(_JPEG_START):
+            piece = (_JPEG_START[start:stop] + piece[len(_JPEG_START) - start :])[: stop - start]
+        overlap = stop - (self.size - len(_JPEG_END))
+        if overlap > 0:
+            keep = max(0, len(piece) - overlap)
+            piece = piece[:keep] + _JPEG_END[:overlap][-(len(piece) - keep) :]
+        return piece
+
+
+class ChangedBody:
+    """Another body's content, altered behind the magic bytes; ``extra`` bytes longer."""
+
+    def __init__(self, original: Body, *, extra: int = 0) -> None:
+        self._original = original
+        self.size = original.size + extra
+        self.etag = f'"{hashlib.md5(original.etag.encode(), usedforsecurity=False).hexdigest()}"'
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from ``start`` up to ``stop``."""
+        piece = self._original.read(start, min(stop, self._original.size)) if start < self._original.size else b""
+        plain = max(0, min(len(piece), _MAGIC_BYTES - start))
+        altered = piece[:plain] + piece[plain:].translate(_FLIP)
+        return altered.ljust(min(stop, self.size) - start, b"+")
+
+
+class NoiseBody:
+    """As many bytes as another body has, but no image of any kind."""
+
+    def __init__(self, original: Body) -> None:
+        self.size = original.size
+        self.etag = original.etag
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from ``start`` up to ``stop``."""
+        return b"not an image. "[start % 14 :].ljust(min(stop, self.size) - start, b".")[: min(stop, self.size) - start]

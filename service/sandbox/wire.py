@@ -1,0 +1,102 @@
+"""Writes responses by hand, so that they can be wrong.
+
+The one rule: only this module touches a connection below HTTP. Everything goes through ``request.writer``, which
+waits when the client does not read.
+"""
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+# How often the kernel is asked whether the client has taken everything before a reset throws the rest away.
+_FLUSH_CHECKS = 200
+_FLUSH_CHECK_SECONDS = 0.005
+
+
+class Sent(web.StreamResponse):
+    """Tells aiohttp that a response was sent, and whether the connection may be used again."""
+
+    def __init__(self, status: int, *, reusable: bool) -> None:
+        super().__init__(status=status)
+        self._reusable = reusable
+
+    @property
+    def keep_alive(self) -> bool | None:
+        """Whether another request may follow on this connection."""
+        return self._reusable
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Do nothing: the headers are sent."""
+        return request.writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing: the body is sent."""
+
+
+class Wire:
+    """One connection for the time of one response."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._writer = request.writer
+        self.bytes_sent = 0
+
+    async def head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send status line and headers."""
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            *(f"{key}: {value}" for key, value in headers.items()),
+        ]
+        await self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+    async def send(self, piece: bytes, *, chunked: bool = False) -> None:
+        """Send a piece of the body."""
+        await self._writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        self.bytes_sent += len(piece)
+
+    async def end_chunks(self) -> None:
+        """Send the last, empty chunk."""
+        await self._writer.write(b"0\r\n\r\n")
+
+    def done(self, status: int, *, reusable: bool) -> Sent:
+        """Return what a handler returns after it has sent everything by hand."""
+        return Sent(status, reusable=reusable and bool(self._request.keep_alive))
+
+    async def close(self, status: int = 0) -> Sent:
+        """End the connection cleanly (FIN) after what was sent."""
+        transport = self._request.transport
+        if transport is not None:
+            transport.close()
+        return self.done(status, reusable=False)
+
+    async def reset(self, status: int = 0) -> Sent:
+        """End the connection with a TCP RST, once the client's kernel has what was sent before."""
+        transport = self._request.transport
+        if transport is None:
+            return self.done(status, reusable=False)
+        # A high-water mark of 0 makes drain() wait until the transport holds nothing back.
+        transport.set_write_buffer_limits(0)
+        await self._writer.drain()
+        connection = transport.get_extra_info("socket")
+        await _flushed(connection)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+        return self.done(status, reusable=False)
+
+
+async def _flushed(connection: socket.socket) -> None:
+    for _ in range(_FLUSH_CHECKS):
+        try:
+            unacknowledged = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            return
+        if not any(unacknowledged):
+            return
+        await asyncio.sleep(_FLUSH_CHECK_SECONDS)

@@ -1,0 +1,197 @@
+"""What the sandbox's API knows: orders, images, credits and redirect targets. Plain state, no I/O."""
+
+import hashlib
+import random
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from service.sandbox.variants import FULL_WIDTH, Variant
+
+# Redirect targets remembered: enough for every image of a few large archives, retries included.
+TARGETS_KEPT = 100_000
+# The day on which the fixed orders were made; a fixed one keeps every answer the same from run to run.
+_EPOCH = datetime(2025, 9, 1, 9, 30, 0, 123456, tzinfo=UTC)
+
+
+class OutOfCreditsError(Exception):
+    """A purchase which the balance does not allow."""
+
+
+@dataclass(slots=True)
+class SandboxImage:
+    """One image and how it behaves.
+
+    Without ``body`` and ``size_bytes`` it is drawn. ``body`` is served as it is for all parameters; ``size_bytes``
+    makes up a body of that size, which is no real image. ``ready_after_polls`` starts it as ``processing`` and turns
+    it to ``ready_status`` once its order (or itself) has been looked up that often. None for a switch means "as the
+    sandbox does". ``extra`` is merged into its JSON; a value of ``...`` takes a field away.
+    """
+
+    name: str = "image.jpg"
+    body: bytes | None = None
+    content_type: str | None = None
+    size_bytes: int | None = None
+    status: str | None = "processed"
+    status_reason: str | None = None
+    ready_after_polls: int | None = None
+    ready_status: str = "processed"
+    downloaded: bool = False
+    etags: bool | None = None
+    ranges: bool | None = None
+    content_lengths: bool | None = None
+    width: int = FULL_WIDTH
+    picture_seed: int | None = None
+    extra: dict[str, object] = field(default_factory=dict)
+    image_id: str = ""
+    order_id: str = ""
+    polls: int = 0
+    upload: Path | None = None
+    upload_version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.ready_after_polls is not None and self.status == "processed":
+            self.status = "processing"
+
+    def polled(self) -> None:
+        """Count a look-up, and become ready if it was the last one that was needed."""
+        self.polls += 1
+        if self.ready_after_polls is not None and self.polls >= self.ready_after_polls:
+            self.ready_after_polls = None
+            self.status = self.ready_status
+
+
+@dataclass(slots=True)
+class SandboxOrder:
+    """One order. ``is_processing`` is read from its images unless it is set."""
+
+    order_id: str
+    name: str | None = None
+    images: list[SandboxImage] = field(default_factory=list)
+    is_merging: bool = False
+    is_processing: bool | None = None
+    is_deleted: bool = False
+    created_at: datetime = _EPOCH
+    extra: dict[str, object] = field(default_factory=dict)
+    polls: int = 0
+
+
+@dataclass(slots=True)
+class Target:
+    """What one answer of the API points to: good for one generation, known by its token and signature."""
+
+    token: str
+    signature: str
+    image: SandboxImage
+    variant: Variant
+    uses: int = 0
+    expired: bool = False
+    looping: bool = False
+    hops: int = 0
+
+
+class World:
+    """All orders and images by id, the ledger, and the targets handed out."""
+
+    def __init__(self, seed: int) -> None:
+        self.orders: dict[str, SandboxOrder] = {}
+        self.images: dict[str, SandboxImage] = {}
+        self.ledger: dict[str, int] = {}
+        self.reused_targets = 0
+        self._seed = seed
+        self._ids = random.Random(f"ids/{seed}")
+        self._tokens = random.Random(f"tokens/{seed}")
+        self._by_token: OrderedDict[str, Target] = OrderedDict()
+        self._by_signature: dict[str, Target] = {}
+        self._hooks: dict[tuple[str, int], list[Callable[[], object]]] = {}
+
+    def new_id(self) -> str:
+        """Return a UUID; the same seed gives the same sequence of them."""
+        return str(uuid.UUID(int=self._ids.getrandbits(128), version=4))
+
+    def add_order(self, order: SandboxOrder) -> SandboxOrder:
+        """Add an order together with its images."""
+        if order.order_id in self.orders:
+            raise ValueError(f"order {order.order_id} is there already")
+        images, order.images = order.images, []
+        order.created_at += timedelta(minutes=len(self.orders))
+        self.orders[order.order_id] = order
+        self.add_images(order, images)
+        return order
+
+    def add_images(self, order: SandboxOrder, images: Iterable[SandboxImage]) -> None:
+        """Append images to an order, giving an id to those without."""
+        for image in images:
+            image.image_id = image.image_id or self.new_id()
+            image.order_id = order.order_id
+            self.images[image.image_id] = image
+            order.images.append(image)
+
+    def remove_image(self, image_id: str) -> None:
+        """Forget an image: it leaves its order and is not found any more."""
+        image = self.images.pop(image_id)
+        self.orders[image.order_id].images.remove(image)
+
+    def on_poll(self, order_id: str, number: int, action: Callable[[], object]) -> None:
+        """Run an action right before the look-up of an order with that number (from 1) is answered."""
+        self._hooks.setdefault((order_id, number), []).append(action)
+
+    def before_poll(self, order: SandboxOrder) -> None:
+        """Count a look-up and let happen what was planned for it."""
+        order.polls += 1
+        for action in self._hooks.pop((order.order_id, order.polls), ()):
+            action()
+
+    def after_poll(self, order: SandboxOrder) -> None:
+        """Let every image of the order notice that it was looked up."""
+        for image in order.images:
+            image.polled()
+
+    @property
+    def credits_spent(self) -> int:
+        """The credits spent so far."""
+        return sum(self.ledger.values())
+
+    def buy(self, image: SandboxImage, balance: int | None) -> None:
+        """Spend a credit on an image unless it is paid for already.
+
+        Raises:
+            OutOfCreditsError: the credits spent have reached ``balance``.
+        """
+        if image.downloaded:
+            return
+        if balance is not None and self.credits_spent >= balance:
+            raise OutOfCreditsError
+        self.ledger[image.image_id] = self.ledger.get(image.image_id, 0) + 1
+        image.downloaded = True
+
+    def mint(self, image: SandboxImage, variant: Variant) -> Target:
+        """Return a fresh target."""
+        token = f"{self._tokens.getrandbits(128):032x}"
+        signature = hashlib.sha256(f"{self._seed}/{token}".encode()).hexdigest()
+        target = Target(token, signature, image, variant)
+        self._by_token[token] = self._by_signature[signature] = target
+        while len(self._by_token) > TARGETS_KEPT:
+            _, oldest = self._by_token.popitem(last=False)
+            del self._by_signature[oldest.signature]
+        return target
+
+    def target_of_token(self, token: str) -> Target | None:
+        """Return the target which the asset hop redirects to."""
+        return self._by_token.get(token)
+
+    def redeem(self, signature: str) -> Target | None:
+        """Return the target of a storage URL and count its use."""
+        target = self._by_signature.get(signature)
+        if target is not None:
+            target.uses += 1
+            self.reused_targets += target.uses > 1
+        return target
+
+    def expire_targets(self) -> None:
+        """Make every storage URL handed out so far answer as expired."""
+        for target in self._by_token.values():
+            target.expired = True
