@@ -3,6 +3,7 @@
 ``create_app`` builds everything from the settings; nothing happens at import, so two apps fit one process.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import ClientSession, web
@@ -15,6 +16,7 @@ from service.settings import Settings
 from service.upstream.addresses import TargetRules
 from service.upstream.client import UpstreamClient
 from service.upstream.download import DownloadPolicy
+from service.upstream.politeness import Politeness
 from service.upstream.transport import Transport, open_session
 from service.web import ops
 from service.web.middleware import add_headers, answer_problems, trace_request
@@ -49,11 +51,11 @@ def create_app(settings: Settings) -> web.Application:
                 limits=StreamLimits(
                     images_in_flight=settings.images_in_flight,
                     read_ahead_bytes=settings.read_ahead_bytes,
-                    first_byte_seconds=settings.first_byte_seconds,
                     give_up_after=settings.give_up_after,
                 ),
                 total_budget=Budget(settings.read_ahead_total_bytes),
                 max_images=settings.max_images_per_order,
+                first_byte_seconds=settings.first_byte_seconds,
             )
             yield
 
@@ -72,6 +74,12 @@ def _upstream_client(settings: Settings, session: ClientSession) -> UpstreamClie
         allow_private=settings.allow_private_upstream,
         allowed_hosts=settings.upstream_allowed_hosts,
     )
-    transport = Transport(session, rules, api_headers=headers, silence_seconds=settings.image_timeout_seconds)
+    transport = Transport(
+        session,
+        rules,
+        politeness=Politeness(settings.upstream_requests_per_second, clock=asyncio.get_running_loop().time),
+        api_headers=headers,
+        silence_seconds=settings.image_timeout_seconds,
+    )
     policy = DownloadPolicy(attempts=settings.image_attempts)
     return UpstreamClient(transport, api_base=settings.autoenhance_api_base, policy=policy)

@@ -49,7 +49,6 @@ class StreamLimits:
 
     images_in_flight: int
     read_ahead_bytes: int
-    first_byte_seconds: float
     give_up_after: int
 
 
@@ -113,19 +112,18 @@ class ArchiveStream:
         """Bytes of ZIP made so far."""
         return self._writer.bytes_out
 
-    async def begin(self) -> None:
-        """Wait until the first bytes of an image are in hand.
+    async def begin(self, deadline: float) -> None:
+        """Wait until the first bytes of an image are in hand, or ``deadline`` by the event loop's clock.
 
         Raises:
             NothingToDeliver: every image has failed, or one has and the caller wants all or nothing.
-            FirstByteTimeout: it took longer than ``first_byte_seconds``.
+            FirstByteTimeout: the deadline has passed.
         """
         try:
-            async with asyncio.timeout(self._limits.first_byte_seconds):
+            async with asyncio.timeout_at(deadline):
                 self._first = await self._next_with_bytes()
         except TimeoutError:
-            seconds = f"{self._limits.first_byte_seconds:g}"
-            raise FirstByteTimeout(f"No image byte arrived within {seconds} s.", self.outcomes) from None
+            raise FirstByteTimeout("No image byte arrived in time.", self.outcomes) from None
         if self._first is None:
             raise NothingToDeliver("Not one image of the order could be downloaded.", self.outcomes)
         self._begun = True

@@ -16,7 +16,7 @@ always moves, whatever the others hold; it may run ``HEAD_BYTES`` ahead of its r
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
@@ -48,7 +48,7 @@ class Budget:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
-        self._waiting: deque[tuple[Account, int, asyncio.Future[bool]]] = deque()
+        self._waiting: OrderedDict[asyncio.Future[bool], tuple[Account, int]] = OrderedDict()
 
     def fits(self, size: int) -> bool:
         """Whether ``size`` bytes are free."""
@@ -61,8 +61,10 @@ class Budget:
         """
         granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if size <= self.limit_bytes:
-            self._waiting.append((account, size, granted))
+            self._waiting[granted] = account, size
             self._grant()
+            if not granted.done():
+                granted.add_done_callback(self._leave_queue)
         return granted
 
     def give_back(self, size: int) -> None:
@@ -72,14 +74,19 @@ class Budget:
 
     def _grant(self) -> None:
         while self._waiting:
-            account, size, granted = self._waiting[0]
+            granted, (account, size) = next(iter(self._waiting.items()))
             if not granted.done():
                 if not self.fits(size):
                     return
                 self.held_bytes += size
                 account.held_bytes += size
                 granted.set_result(True)
-            self._waiting.popleft()
+            del self._waiting[granted]
+
+    def _leave_queue(self, granted: asyncio.Future[bool]) -> None:
+        # A withdrawn request must not keep those behind it waiting, nor stay in the queue until its turn.
+        self._waiting.pop(granted, None)
+        self._grant()
 
 
 class Account:
@@ -128,6 +135,7 @@ class Slot(Generic[ItemT]):
         if isinstance(event, Interrupted):
             self.ready = False
         elif isinstance(event, Opened):
+            self.ready = False
             self._clear()
             self._append(event, 0)
         else:
@@ -137,9 +145,10 @@ class Slot(Generic[ItemT]):
         """Nothing more will come: the download is complete, or has failed with ``error``."""
         self.ended = True
         self._error = error
+        # Also a copy that broke off and then turned out to be complete is ready.
+        self.ready = error is None
         if error is not None:
             self._clear()  # what is left of a failed copy need not be written
-            self.ready = False
         self._wake()
         self._on_change()
 
@@ -178,7 +187,7 @@ class Slot(Generic[ItemT]):
         # The chunk is in hand: the slot can be claimed, even while there is no room for it yet.
         self.ready = True
         self._on_change()
-        cost = len(chunk) + CHUNK_OVERHEAD_BYTES
+        cost = _cost(chunk)
         if not self.claimed and await self._reserve(cost):
             self._append(chunk, cost)
             return
@@ -200,11 +209,11 @@ class Slot(Generic[ItemT]):
 
     def _append(self, event: DownloadEvent, held: int) -> None:
         self._events.append((event, held))
-        self._waiting_bytes += len(event) if isinstance(event, bytes) else 0
+        self._waiting_bytes += _cost(event)
         self._wake()
 
     def _release(self, event: DownloadEvent, held: int) -> None:
-        self._waiting_bytes -= len(event) if isinstance(event, bytes) else 0
+        self._waiting_bytes -= _cost(event)
         if held:
             for account in self._accounts:
                 account.give_back(held)
@@ -252,13 +261,12 @@ class ReadAhead(Generic[ItemT]):
     ) -> None:
         """End every download, and wait until each has let go of its connection."""
         self._items.clear()
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+        # First what needs no waiting: the bytes come back even if the wait below is cancelled.
+        self._drop_head()
         for slot in self._slots:
             slot.close()
-        self._drop_head()
+        if self._running:
+            await asyncio.wait(self._running)
 
     async def next(self) -> Slot[ItemT] | None:
         """Return the first slot, in the items' order, whose first bytes are in hand or which has failed.
@@ -274,7 +282,8 @@ class ReadAhead(Generic[ItemT]):
                     slot.claim()
                     self._head = slot
                     return slot
-            if not self._slots:
+            # The last one running may be a stopped head that has not let go yet: the next starts when it has.
+            if not self._slots and not self._items:
                 return None
             self._changed.clear()
             await self._changed.wait()
@@ -304,6 +313,10 @@ class ReadAhead(Generic[ItemT]):
         # A fault of our own is handed to the reader like a failed image, and breaks the archive there.
         slot.finish(asyncio.CancelledError() if task.cancelled() else task.exception())
         self._fill()
+
+
+def _cost(event: DownloadEvent) -> int:
+    return len(event) + CHUNK_OVERHEAD_BYTES if isinstance(event, bytes) else 0
 
 
 async def _pump(slot: Slot[ItemT]) -> None:

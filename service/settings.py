@@ -49,6 +49,9 @@ class Settings(BaseSettings):
         8 * MIB, ge=0, description="Bytes one archive may hold of images behind the one being written."
     )
     read_ahead_total_bytes: int = Field(64 * MIB, ge=0, description="The same for all archives of the process.")
+    upstream_requests_per_second: float = Field(
+        250, gt=0, description="Requests to the API a second, for the whole process; the API allows 300 per address."
+    )
     image_attempts: int = Field(3, ge=1, le=20, description="Tries for one image before it is reported as failed.")
     image_timeout_seconds: float = Field(
         60, gt=0, description="Longest silence of the upstream: until the first byte, and between bytes."

@@ -82,15 +82,20 @@ class GeneratedBody:
         piece = self._block[phase : phase + stop - start]
         if start < len(_JPEG_START):
             piece = (_JPEG_START[start:stop] + piece[len(_JPEG_START) - start :])[: stop - start]
-        overlap = stop - (self.size - len(_JPEG_END))
-        if overlap > 0:
-            keep = max(0, len(piece) - overlap)
-            piece = piece[:keep] + _JPEG_END[:overlap][-(len(piece) - keep) :]
+        return _ended(piece, stop, self.size)
+
+
+def _ended(piece: bytes, stop: int, size: int) -> bytes:
+    """Return the piece that ends at ``stop`` of ``size`` bytes, with what it holds of a JPEG's end marker."""
+    overlap = stop - (size - len(_JPEG_END))
+    if overlap <= 0:
         return piece
+    keep = max(0, len(piece) - overlap)
+    return piece[:keep] + _JPEG_END[:overlap][-(len(piece) - keep) :]
 
 
 class ChangedBody:
-    """Another body's content, altered behind the magic bytes; ``extra`` bytes longer."""
+    """Another JPEG's content, altered between its magic bytes and its end; ``extra`` bytes longer."""
 
     def __init__(self, original: Body, *, extra: int = 0) -> None:
         self._original = original
@@ -99,10 +104,11 @@ class ChangedBody:
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from ``start`` up to ``stop``."""
+        stop = min(stop, self.size)
         piece = self._original.read(start, min(stop, self._original.size)) if start < self._original.size else b""
         plain = max(0, min(len(piece), _MAGIC_BYTES - start))
         altered = piece[:plain] + piece[plain:].translate(_FLIP)
-        return altered.ljust(min(stop, self.size) - start, b"+")
+        return _ended(altered.ljust(stop - start, b"+"), stop, self.size)
 
 
 class NoiseBody:

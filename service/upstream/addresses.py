@@ -5,6 +5,7 @@ that what is checked is what is dialled.
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,16 @@ from yarl import URL
 MAX_REDIRECTS = 5
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 
-# Ranges that embed an IPv4 address, through which a private one could be reached: RFC 6052 (NAT64), RFC 3056 (6to4),
-# RFC 4380 (Teredo). None of them is where a photo store lives.
-_TRANSLATED = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+# All public IPv6 addresses so far are in here (RFC 4291 section 2.4). Outside are, besides the private ones, NAT64
+# (RFC 6052) and the deprecated site-local and IPv4-compatible addresses, which Python calls global.
+_PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+# Ranges that some Python versions call global. 6to4 (RFC 3056, with its relays) and Teredo (RFC 4380) embed an IPv4
+# address, which may be a private one; 192.0.0.0/24 is for protocols (RFC 6890), 3fff::/20 for books (RFC 9637).
+_NOT_PUBLIC = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/32", "2002::/16", "3fff::/20"))
+)
+# A host whose last label is a number is an IPv4 address, however oddly it is spelt (WHATWG URL, "ends in a number").
+_ENDS_IN_A_NUMBER = re.compile(r"(.*\.)?([0-9]+|0[xX][0-9a-fA-F]*)\.?")
 
 
 class TargetRefused(Exception):
@@ -33,7 +41,7 @@ class TargetRules:
 
     def is_api(self, url: URL) -> bool:
         """Whether the URL belongs to the API's origin (RFC 6454 section 4): only there the API key may go."""
-        return url.origin() == self.api_origin
+        return _origin(url) == _origin(self.api_origin)
 
     def check(self, url: URL) -> URL:
         """Return the URL.
@@ -63,14 +71,12 @@ class TargetRules:
             raise TargetRefused(f"more than {MAX_REDIRECTS} redirects")
         if not location:
             raise TargetRefused("a redirect without a target")
-        try:
-            # The target comes percent-encoded and may be signed: it must be sent back as it is.
-            target = current.join(URL(location, encoded=True))
-        except ValueError:
-            raise TargetRefused("a redirect to something that is not an address") from None
+        target = _join(current, location)
+        if target is None:
+            raise TargetRefused("a redirect to something that is not an address")
         if current.scheme == "https" and target.scheme == "http":
             raise TargetRefused("a redirect from https to http")
-        return self.check(target.with_fragment(None))
+        return self.check(target)
 
 
 def is_private(address: str) -> bool:
@@ -82,17 +88,31 @@ def is_private(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        elif any(ip in network for network in _TRANSLATED):
+        elif ip not in _PUBLIC_IPV6:
             return True
-    return not ip.is_global or ip.is_multicast
+    return not ip.is_global or ip.is_multicast or any(ip in network for network in _NOT_PUBLIC)
+
+
+def _origin(url: URL) -> tuple[str, str | None, int | None]:
+    # Not URL.origin(): two of those differ if one names the default port, or was encoded with capital letters.
+    return url.scheme, url.host, url.port
+
+
+def _join(current: URL, location: str) -> URL | None:
+    """Return where a redirect leads, or nothing if it is not an address or has more than one reading."""
+    try:
+        # The target comes percent-encoded and may be signed: it must be sent back as it is.
+        target = current.join(URL(location, encoded=True)).with_fragment(None)
+        # Bad hosts and ports show only when they are asked for.
+        clear = (target.raw_host or "").isascii() and target.port != 0
+    except ValueError:
+        return None
+    return target if clear else None
 
 
 def _literal_is_private(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False  # a name, or a spelling only the resolver understands: judged when it is resolved
-    return is_private(host)
+    """Names are judged when they are resolved."""
+    return (":" in host or _ENDS_IN_A_NUMBER.fullmatch(host) is not None) and is_private(host)
 
 
 def _host_matches(host: str, patterns: Sequence[str]) -> bool:

@@ -1,8 +1,13 @@
 """What the service asks of the Autoenhance API: an order, and its images as streams."""
 
+import asyncio
+import itertools
+import random
 from collections.abc import Mapping
+from http import HTTPStatus
 from urllib.parse import quote
 
+import structlog
 from yarl import URL
 
 from service.errors import (
@@ -16,8 +21,10 @@ from service.errors import (
 from service.model import Failure, Image, ImageOptions, Order, Reason
 from service.upstream.download import DownloadPolicy, ImageDownload
 from service.upstream.payloads import PayloadError, read_order
-from service.upstream.rules import AttemptFailed, status_failure
+from service.upstream.rules import AttemptFailed, backoff_seconds, status_failure
 from service.upstream.transport import Transport
+
+log = structlog.get_logger(__name__)
 
 # An order of 2,000 images comes to about 2 MB of JSON; more than this is not an order.
 MAX_ORDER_BYTES = 32 * 1024 * 1024
@@ -31,27 +38,21 @@ class UpstreamClient:
         self._api_base = api_base
         self._policy = policy
 
-    async def find_order(self, order_id: str) -> Order:
-        """Look an order up.
+    async def find_order(self, order_id: str, *, deadline: float) -> Order:
+        """Look an order up, trying again like for an image, until ``deadline`` by the event loop's clock.
 
         Raises:
             OrderNotFound, UpstreamFailed, UpstreamUnreadable, UpstreamRefusedKey, UpstreamTimeout
         """
-        url = self._url("orders", order_id)
         try:
-            async with self._transport.get(url, {"Accept": "application/json"}) as response:
-                if response.status != 200:  # noqa: PLR2004
-                    raise status_failure(response.status, response.headers)
-                payload = bytearray()
-                while chunk := await self._transport.read(response):
-                    payload += chunk
-                    if len(payload) > MAX_ORDER_BYTES:
-                        raise UpstreamUnreadable("The answer to the order look-up is too large.")
-            return read_order(order_id, bytes(payload))
+            async with asyncio.timeout_at(deadline):
+                return read_order(order_id, await self._look_up(self._url("orders", order_id)))
         except PayloadError as error:
             raise UpstreamUnreadable(f"The order look-up failed: {error}.") from error
         except AttemptFailed as error:
             raise _look_up_error(error.failure) from error
+        except TimeoutError as error:
+            raise UpstreamTimeout("The order look-up took too long.") from error
 
     def open_image(self, image: Image, options: ImageOptions) -> ImageDownload:
         """Return the download of an image, which starts when it is iterated."""
@@ -62,6 +63,29 @@ class UpstreamClient:
             self._policy,
             image_id=image.image_id,
         )
+
+    async def _look_up(self, url: URL) -> bytes:
+        for tries in itertools.count(1):
+            try:
+                return await self._read_json(url)
+            except AttemptFailed as error:
+                if not error.retryable or tries >= self._policy.attempts:
+                    raise
+                pause_seconds = backoff_seconds(tries, error.retry_after_seconds, random.random())
+                log.info("order.retried", reason=error.failure.reason.value, detail=error.failure.detail, attempt=tries)
+            await asyncio.sleep(pause_seconds)
+        raise AssertionError("the loop ends by returning or raising")
+
+    async def _read_json(self, url: URL) -> bytes:
+        async with self._transport.get(url, {"Accept": "application/json"}) as response:
+            if response.status != HTTPStatus.OK:
+                raise status_failure(response.status, response.headers)
+            payload = bytearray()
+            while chunk := await self._transport.read(response):
+                payload += chunk
+                if len(payload) > MAX_ORDER_BYTES:
+                    raise PayloadError("the answer is too large")
+            return bytes(payload)
 
     def _url(self, *segments: str) -> URL:
         # Ids are data: whatever they hold, they stay one segment of the path.
@@ -94,7 +118,7 @@ def _image_headers(options: ImageOptions) -> Mapping[str, str]:
 
 def _look_up_error(failure: Failure) -> ServiceError:
     status = failure.upstream_status
-    if status == 404:  # noqa: PLR2004
+    if status == HTTPStatus.NOT_FOUND:
         return OrderNotFound("Autoenhance knows no order with this id.")
     if failure.reason is Reason.UNAUTHORIZED:
         return UpstreamRefusedKey("Autoenhance refuses the API key of this service; its operator must mend it.")

@@ -8,6 +8,7 @@ nothing but ``Received``: how much of the copy was handed on, and its CRC-32.
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -29,9 +30,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DownloadPolicy:
-    """How hard one image is tried: ``attempts`` in all, the first included."""
+    """How hard one image is tried: ``attempts`` in all, the first included.
+
+    A break after the reader held back for ``held_back_seconds`` uses up none of them, see ``rules.counts_as_try``.
+    """
 
     attempts: int
+    held_back_seconds: float = rules.HELD_BACK_SECONDS
 
 
 class ImageDownload:
@@ -49,6 +54,9 @@ class ImageDownload:
         self._format: ImageFormat | None = None
         self._head = b""
         self._tail = b""
+        self._tries = 0  # the attempts that count
+        self._progress_bytes = 0
+        self._held_back_seconds = 0.0
         self.attempts = 0
 
     async def events(self) -> AsyncGenerator[DownloadEvent, None]:
@@ -59,6 +67,7 @@ class ImageDownload:
         """
         while True:
             self.attempts += 1
+            self._progress_bytes, self._held_back_seconds = 0, 0.0
             try:
                 async with aclosing(self._attempt()) as events:
                     async for event in events:
@@ -74,9 +83,12 @@ class ImageDownload:
         """Return how long to wait before the next attempt, or raise that there is none."""
         if error.received is not None:
             self._received = error.received
-        if not error.retryable or self.attempts >= self._policy.attempts:
+        threshold_seconds = self._policy.held_back_seconds
+        if rules.counts_as_try(self._progress_bytes, self._held_back_seconds, threshold_seconds):
+            self._tries += 1
+        if not error.retryable or self._tries >= self._policy.attempts:
             raise ImageFailed(error.failure) from error
-        pause_seconds = rules.backoff_seconds(self.attempts, error.retry_after_seconds, random.random())
+        pause_seconds = rules.backoff_seconds(max(1, self._tries), error.retry_after_seconds, random.random())
         self._log.info(
             "image.retried",
             reason=error.failure.reason.value,
@@ -90,7 +102,7 @@ class ImageDownload:
     async def _attempt(self) -> AsyncGenerator[DownloadEvent, None]:
         asked = {**self._headers, **rules.request_headers(self._received)}
         async with self._transport.get(self._url, asked) as response:
-            answer = rules.read_answer(self._received, response.status, response.headers)
+            answer = self._read_answer(response)
             if answer is Answer.FRESH:
                 chunk = await self._read_head(response)
                 yield self._open_copy(response, chunk)
@@ -99,9 +111,22 @@ class ImageDownload:
                 self._log.info("image.resumed", method=answer.name.lower(), received_bytes=self._received.count)
             while chunk or (chunk := await self._transport.read(response)):
                 self._count(chunk)
+                handed_over = time.monotonic()
                 yield chunk
+                self._held_back_seconds = max(self._held_back_seconds, time.monotonic() - handed_over)
                 chunk = b""
             self._verify_end(response)
+
+    def _read_answer(self, response: aiohttp.ClientResponse) -> Answer:
+        """Decide what the answer is worth before any of its body is read."""
+        status, headers = response.status, response.headers
+        if not self._transport.is_api(response.url) and (refused := rules.refused_target(status, headers)):
+            raise refused
+        answer = rules.read_answer(self._received, status, headers)
+        if not response.content_type.startswith("image/"):
+            detail = f"the upstream sent {response.content_type}, not an image"
+            raise AttemptFailed(Failure(Reason.NOT_AN_IMAGE, detail, status))
+        return answer
 
     async def _read_head(self, response: aiohttp.ClientResponse) -> bytes:
         """Read until the format can be told, or the body ends."""
@@ -114,10 +139,9 @@ class ImageDownload:
         """Verify what a new copy starts with and forget the one before."""
         self._received = Received()
         self._format = sniff(head)
-        if not response.content_type.startswith("image/"):
-            raise _not_an_image(f"the upstream sent {response.content_type}, not an image", response.status)
         if self._format is None:
-            raise _not_an_image("the first bytes are not those of an image", response.status)
+            detail = "the first bytes are not those of an image"
+            raise AttemptFailed(Failure(Reason.NOT_AN_IMAGE, detail, response.status))
         self._head, self._tail = head[:SNIFF_BYTES], b""
         total = rules.content_length(response.headers)
         self._received = Received(total=total, etag=rules.strong_etag(response.headers))
@@ -136,6 +160,7 @@ class ImageDownload:
         raise AttemptFailed(failure, received=Received())
 
     def _count(self, chunk: bytes) -> None:
+        self._progress_bytes += len(chunk)
         received = self._received
         count = received.count + len(chunk)
         if received.total is not None and count > received.total:
@@ -159,7 +184,3 @@ class ImageDownload:
         if ended is False or (ended is None and not framed):
             failure = Failure(Reason.TRUNCATED, "the image is cut off before its end")
             raise AttemptFailed(failure, received=Received())
-
-
-def _not_an_image(detail: str, status: int) -> AttemptFailed:
-    return AttemptFailed(Failure(Reason.NOT_AN_IMAGE, detail, status), received=Received())

@@ -37,7 +37,8 @@ def sniff(head: bytes) -> ImageFormat | None:
         return PNG
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return WEBP
-    if head[4:8] == b"ftyp" and (head[8:12] in _AVIF_BRANDS or any(brand in head[16:] for brand in _AVIF_BRANDS)):
+    brands = head[8:12] + head[16:SNIFF_BYTES]  # ISO/IEC 14496-12 section 4.3: major, (minor version), compatible
+    if head[4:8] == b"ftyp" and any(brand in brands for brand in _AVIF_BRANDS):
         return AVIF
     if head.startswith((b"\xff\x0a", _JXL_CONTAINER)):
         return JXL

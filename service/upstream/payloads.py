@@ -95,10 +95,10 @@ class OrderPayload(BaseModel):
     def to_order(self, order_id: str) -> Order:
         """Return the order as our noun; an image listed twice under one id counts once."""
         busy = bool(self.is_merging or self.is_processing)
-        images: dict[str, Image] = {}
+        images: dict[str | int, Image] = {}
         for index, payload in enumerate(self.images or ()):
             image = payload.to_image(order_busy=busy)
-            images.setdefault(image.image_id or f"#{index}", image)
+            images.setdefault(image.image_id or index, image)
         return Order(order_id, self.name or "", busy, tuple(images.values()))
 
 

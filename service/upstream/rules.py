@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
+from http import HTTPStatus
 
 from service.model import Failure, Reason
 
@@ -23,6 +24,8 @@ BACKOFF_BASE_SECONDS = 0.25
 BACKOFF_CAP_SECONDS = 8.0
 # An upstream that asks for more patience than this is asked again earlier: the caller's proxy waits no longer.
 RETRY_AFTER_CAP_SECONDS = 30.0
+# A reader that took its time like this may well have made the storage drop the connection: not the image's fault.
+HELD_BACK_SECONDS = 5.0
 
 _RETRIED_STATUSES = frozenset({408, 425, 429})
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -107,11 +110,11 @@ def read_answer(received: Received, status: int, headers: Mapping[str, str]) -> 
     Raises:
         AttemptFailed: it cannot be used; the exception says what the next try can build on.
     """
-    if status == 200:  # noqa: PLR2004
+    if status == HTTPStatus.OK:
         return _read_whole(received, headers)
-    if status == 206 and received.by_range:  # noqa: PLR2004
+    if status == HTTPStatus.PARTIAL_CONTENT and received.by_range:
         return _read_part(received, headers)
-    if status == 416 and received.by_range:  # noqa: PLR2004
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and received.by_range:
         failure = Failure(Reason.CONTENT_CHANGED, "the image no longer has the bytes that are missing", status)
         raise AttemptFailed(failure, received=Received())
     raise status_failure(status, headers, received)
@@ -139,9 +142,21 @@ def _read_part(received: Received, headers: Mapping[str, str]) -> Answer:
     raise AttemptFailed(failure, received=replace(received, resumable=False))
 
 
+def refused_target(status: int, headers: Mapping[str, str]) -> AttemptFailed | None:
+    """Return the failure that a refusal by the storage is, or ``None`` if the answer is none.
+
+    Redirect targets are signed and expire: S3 answers 403 to one that is no longer good. Unlike the API's own 403
+    that says nothing about our key, and the next try gets a fresh target.
+    """
+    if status != HTTPStatus.FORBIDDEN:
+        return None
+    failure = Failure(Reason.UPSTREAM_ERROR, "the storage refused the address that the API gave (403)", status)
+    return AttemptFailed(failure, retry_after_seconds=retry_after_seconds(headers))
+
+
 def status_failure(status: int, headers: Mapping[str, str], received: Received | None = None) -> AttemptFailed:
     """Return the failure that a status other than success means."""
-    server_side = status >= 500 or status < 400  # noqa: PLR2004
+    server_side = not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
     reason = _STATUS_REASONS.get(status, Reason.UPSTREAM_ERROR if server_side else Reason.REJECTED)
     failure = Failure(reason, f"the upstream answered {status}", status)
     return AttemptFailed(
@@ -164,6 +179,16 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(0.0, (moment - (now or datetime.now(UTC))).total_seconds())
+
+
+def counts_as_try(progress_bytes: int, held_back_seconds: float, threshold_seconds: float = HELD_BACK_SECONDS) -> bool:
+    """Whether a failed attempt uses up one of the image's tries.
+
+    It does not when we ourselves kept the upstream waiting, by not reading while our client was slow, and the
+    attempt brought the image forward all the same: a slow client must never make an image fail. The progress
+    keeps this finite.
+    """
+    return progress_bytes == 0 or held_back_seconds < threshold_seconds
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, chance: float) -> float:

@@ -8,6 +8,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import TypeVar
 
 import aiohttp
@@ -17,11 +18,14 @@ from yarl import URL
 
 from service.model import Failure, Reason
 from service.upstream.addresses import REDIRECT_STATUSES, TargetRefused, TargetRules, is_private
-from service.upstream.rules import AttemptFailed
+from service.upstream.politeness import Politeness
+from service.upstream.rules import AttemptFailed, retry_after_seconds
 
 # Signed redirect targets with a session token come close to aiohttp's default of 8,190 bytes for a header line.
 MAX_HEADER_BYTES = 32 * 1024
 DNS_CACHE_SECONDS = 60
+
+log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 
@@ -61,6 +65,24 @@ class GuardedResolver(AbstractResolver):
         await self._resolver.close()
 
 
+class ConnectionBroke(Exception):
+    """The connection broke before an answer began."""
+
+
+async def _break_openly(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from repeating a GET whose connection broke (client middleware).
+
+    It would ask a signed target a second time and hide an attempt from the ladder, which does better: it starts
+    again at the API. The errors that aiohttp repeats on are turned into one that it lets through.
+    """
+    try:
+        return await handler(request)
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise ConnectionBroke(str(error)) from error
+
+
 def open_session(*, allow_private: bool, connect_timeout_seconds: float) -> aiohttp.ClientSession:
     """Return the process's one client session; the caller closes it.
 
@@ -78,6 +100,7 @@ def open_session(*, allow_private: bool, connect_timeout_seconds: float) -> aioh
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
+        middlewares=(_break_openly,),
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
         headers={"User-Agent": "autoenhance-batch", "Accept-Encoding": "identity"},
@@ -92,13 +115,19 @@ class Transport:
         session: aiohttp.ClientSession,
         rules: TargetRules,
         *,
+        politeness: Politeness,
         api_headers: Mapping[str, str],
         silence_seconds: float,
     ) -> None:
         self._session = session
         self._rules = rules
+        self._politeness = politeness
         self._api_headers = dict(api_headers)
         self._silence_seconds = silence_seconds
+
+    def is_api(self, url: URL) -> bool:
+        """Whether an answer's address belongs to the API itself, not to its storage."""
+        return self._rules.is_api(url)
 
     @asynccontextmanager
     async def get(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -130,9 +159,7 @@ class Transport:
         try:
             url = self._rules.check(url)
             while True:
-                response = await self._timed(
-                    self._session.get(url, headers=self._headers_for(url, headers), allow_redirects=False)
-                )
+                response = await self._request(url, headers)
                 if response.status not in REDIRECT_STATUSES:
                     return response
                 response.release()
@@ -140,6 +167,18 @@ class Transport:
                 hops += 1
         except TargetRefused as error:
             raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, str(error))) from error
+
+    async def _request(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        to_api = self._rules.is_api(url)
+        if to_api:
+            await self._politeness.turn()
+        response = await self._timed(
+            self._session.get(url, headers=self._headers_for(url, headers), allow_redirects=False)
+        )
+        if to_api and response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            pause_seconds = self._politeness.slow_down(retry_after_seconds(response.headers))
+            log.warning("upstream.slowed_down", pause_seconds=pause_seconds)
+        return response
 
     def _headers_for(self, url: URL, headers: Mapping[str, str]) -> dict[str, str]:
         """The key and what identifies our caller go to the API's origin only; storage gets the bare request."""
@@ -163,7 +202,7 @@ class Transport:
             raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, "a redirect to an invalid address")) from error
         except aiohttp.ClientPayloadError as error:
             raise AttemptFailed(Failure(Reason.TRUNCATED, "the answer ended before its promised end")) from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (ConnectionBroke, aiohttp.ClientError, OSError) as error:
             raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the connection broke")) from error
 
 

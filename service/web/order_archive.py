@@ -36,15 +36,17 @@ async def get_order_archive(request: web.Request) -> web.StreamResponse:
     order_id = check_order_id(request.match_info["order_id"])
     options = parse_options(request.query.items())
     upstream = _upstream(services)
+    # From here the caller waits: look-up and first image together must not take longer than this.
+    deadline = asyncio.get_running_loop().time() + services.first_byte_seconds
     archive_id = str(uuid.uuid4())
     with structlog.contextvars.bound_contextvars(order_id=order_id, archive_id=archive_id):
         # 2. What there is.
-        order = await upstream.find_order(order_id)
+        order = await upstream.find_order(order_id, deadline=deadline)
         plan = plan_archive(order, options, max_images=services.max_images)
         # 3. The answer.
         if request.method == "HEAD":
             return web.Response(headers=_headers(plan, archive_id), content_type="application/zip")
-        return await _Download(request, services, upstream, plan, archive_id).run()
+        return await _Download(request, services, upstream, plan, archive_id).run(deadline)
 
 
 class _Download:
@@ -71,13 +73,13 @@ class _Download:
             count=services.metrics.count_image,
         )
 
-    async def run(self) -> web.StreamResponse:
+    async def run(self, first_byte_deadline: float) -> web.StreamResponse:
         """Stream the archive. Whatever breaks it is raised, and breaks the connection further out."""
         outcome = "aborted"
         try:
             with self._metrics.archives_in_progress.track_inprogress():
                 async with self._stream as stream:
-                    await stream.begin()
+                    await stream.begin(first_byte_deadline)
                     response = await self._start_response()
                     async with aclosing(stream.pieces()) as pieces:
                         async for piece in pieces:

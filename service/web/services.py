@@ -19,6 +19,7 @@ class Services:
     limits: StreamLimits
     total_budget: Budget
     max_images: int
+    first_byte_seconds: float
 
 
 SERVICES = web.AppKey("services", Services)

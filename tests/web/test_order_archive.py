@@ -5,7 +5,6 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,7 +25,7 @@ from service.sandbox import (
 )
 from tests.archives import add_order, download, entries, failures_in, images_in, images_url, jpeg, manifest_in
 from tests.conftest import StartService
-from tests.judges import CENTRAL_DIRECTORY_READERS
+from tests.judges import CENTRAL_DIRECTORY_READERS, Judge
 
 BROKEN = Fault(Kind.STATUS, status=404)
 
@@ -41,7 +40,7 @@ async def test_demo_order_arrives_bit_exact(sandbox: Sandbox, service: str, clie
 
 @pytest.mark.parametrize("reader", CENTRAL_DIRECTORY_READERS)
 async def test_every_unzip_program_reads_it(
-    reader: Callable[[Path], dict[str, bytes]],
+    reader: Judge,
     sandbox: Sandbox,
     service: str,
     client: aiohttp.ClientSession,

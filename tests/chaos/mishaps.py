@@ -1,0 +1,96 @@
+"""What goes wrong in a chaos run: draws the faults of one image or one order look-up. Pure: dice in, faults out."""
+
+import random
+from collections.abc import Sequence
+
+from service.sandbox import Fault, Gate, Kind
+
+# Requests of one image for which faults are drawn; the service makes fewer unless its caller holds it back.
+SCRIPTED_REQUESTS = 8
+# Beyond any image here: the sandbox cuts before the last byte instead.
+BEYOND_THE_END = 10**9
+
+_RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+_FINAL_STATUSES = (400, 401, 402, 403, 404, 410, 418, 422)
+# Most must be worth another try, or hardly an image would need its fourth one.
+_FINAL_SHARE = 0.2
+_RETRY_AFTER = (None, None, None, 0, 1, "soon", "Mon, 01 Sep 2025 09:30:00 GMT", "-1")
+# No names to be resolved, no address beyond this machine. Port 1 refuses; "/v3/orders" is JSON to those with the key.
+_ELSEWHERE = ("ftp://127.0.0.1/1.jpg", "http://127.0.0.1:1/1.jpg", "http://[::1", "/nowhere", "/v3/orders", "//", "#")
+
+_AT_EVERY_HOP = (
+    Kind.STATUS, Kind.STATUS, Kind.STATUS, Kind.RESET, Kind.SILENCE, Kind.PAUSE, Kind.SLOW_START, Kind.HTML, Kind.JSON,
+)  # fmt: skip
+_REDIRECTS = (Kind.REDIRECT_LOOP, Kind.REDIRECT_MANY, Kind.REDIRECT_TO, Kind.REFUSED)
+_LOOK_UP = (*_AT_EVERY_HOP, Kind.NOT_JSON, Kind.WRONG_SHAPE)
+_CUTS = (Kind.RESET, Kind.SILENCE, Kind.CLOSE_EARLY, Kind.CHUNKED_UNTERMINATED)
+# What makes a difference only to a download that goes on after a break.
+_RESUMPTIONS = (
+    Kind.CHANGED, Kind.CHANGED_SILENTLY, Kind.NO_ETAG, Kind.WEAK_ETAG, Kind.NO_RANGES,
+    Kind.WRONG_OFFSET, Kind.WRONG_TOTAL, Kind.WRONG_ETAG, Kind.NO_LENGTH, Kind.CLOSE_DELIMITED,
+)  # fmt: skip
+_BODIES = (Kind.EXPIRED_TARGET, Kind.DRIP, Kind.WRONG_TYPE, Kind.LONGER)
+_AT_STORAGE = (*_AT_EVERY_HOP, *_REDIRECTS, *_CUTS, *_CUTS, *_RESUMPTIONS, *_BODIES)
+
+
+def hop_faults(dice: random.Random, rate: float) -> tuple[Fault | None, ...]:
+    """Draw the faults of an image's requests to the API or its asset server."""
+    return tuple(_drawn(dice, (*_AT_EVERY_HOP, *_REDIRECTS), rate, 0) for _ in range(SCRIPTED_REQUESTS))
+
+
+def look_up_faults(dice: random.Random, rate: float) -> tuple[Fault | None, ...]:
+    """Draw the faults of an order's look-ups."""
+    return tuple(_drawn(dice, _LOOK_UP, rate, 0) for _ in range(SCRIPTED_REQUESTS))
+
+
+def storage_faults(dice: random.Random, rate: float, size: int, *, has_end_marker: bool) -> tuple[Fault | None, ...]:
+    """Draw the faults of an image's requests to the storage.
+
+    Cuts and what may follow them come in pairs too: left to chance alone, few downloads would break and then find
+    the image changed. ``has_end_marker`` says whether the image's format ends in one: ``WRONG_MAGIC`` sends other
+    content under the entity tag of the image (against RFC 9110 section 8.8.1), and on a resumed request nothing else
+    could betray it.
+    """
+    kinds = (*_AT_STORAGE, Kind.WRONG_MAGIC) if has_end_marker else _AT_STORAGE
+    faults: list[Fault | None] = []
+    while len(faults) < SCRIPTED_REQUESTS:
+        if dice.random() < rate / 4:
+            faults += [_fault(dice, dice.choice(_CUTS), size, in_body=True), _fault(dice, dice.choice(kinds), size)]
+        else:
+            faults.append(_drawn(dice, kinds, rate, size))
+    return tuple(faults)
+
+
+def _drawn(dice: random.Random, kinds: Sequence[Kind], rate: float, size: int) -> Fault | None:
+    return _fault(dice, dice.choice(kinds), size) if dice.random() < rate else None
+
+
+def _fault(dice: random.Random, kind: Kind, size: int, *, in_body: bool = False) -> Fault:
+    """Draw the parameters of a fault; ``size`` is 0 where there is no body to be cut."""
+    match kind:
+        case Kind.STATUS:
+            status = dice.choice(_FINAL_STATUSES if dice.random() < _FINAL_SHARE else _RETRIED_STATUSES)
+            return Fault(
+                kind, status=status, json_body=dice.random() < 0.5, retry_after=dice.choice(_RETRY_AFTER)
+            )
+        case Kind.PAUSE:
+            after = _cut(dice, size) if size and dice.random() < 0.5 else None
+            return Fault(kind, after_bytes=after, gate=Gate())
+        case Kind.RESET | Kind.SILENCE | Kind.CLOSE_EARLY | Kind.CHUNKED_UNTERMINATED:
+            return Fault(kind, after_bytes=_cut(dice, size) if size and (in_body or dice.random() < 0.8) else None)
+        case Kind.SLOW_START:
+            return Fault(kind, delay_seconds=dice.choice((0.02, 0.1, 0.3)))
+        case Kind.DRIP:
+            return Fault(kind, chunk_bytes=max(1, size // dice.randint(2, 20)), delay_seconds=0.01)
+        case Kind.REDIRECT_MANY:
+            return Fault(kind, hops=dice.choice((1, 3, 5, 20)))
+        case Kind.REDIRECT_TO:
+            return Fault(kind, location=dice.choice(_ELSEWHERE))
+        case _:
+            return Fault(kind)
+
+
+def _cut(dice: random.Random, size: int) -> int:
+    """Return where a body breaks: anywhere, but often at the edges, where mistakes live."""
+    edges = (0, 1, dice.randrange(64), dice.randrange(4096), size - 1, BEYOND_THE_END)
+    return dice.choice(edges) if dice.random() < 0.5 else dice.randrange(size)

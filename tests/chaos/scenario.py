@@ -1,0 +1,202 @@
+"""What happens in one archive of a chaos run: order, faults, request and the caller's manners.
+
+Pure: the same seed, number and formats give the same scenario, in every process.
+"""
+
+import random
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from service.sandbox import Fault
+from tests.chaos.mishaps import hop_faults, look_up_faults, storage_faults
+
+MAX_IMAGES = 40
+# An archive that is all or nothing rarely ends well with more images than this.
+MAX_IMAGES_ALL_OR_NOTHING = 8
+SMALL_BYTES, USUAL_BYTES, LARGE_BYTES = 300, 600_000, 6_000_000
+# Drawn pictures are encoded on request: they are few and small.
+DRAWN_WIDTH = 320
+_LARGE_SHARE = 0.01
+# Formats whose files end in a marker.
+_MARKED_FORMATS = frozenset({"jpeg", "png"})
+
+
+class Change(StrEnum):
+    """What happens to an image of the order while the order is being read."""
+
+    REMOVED = "removed"
+    EXPIRED = "expired"
+    PROCESSED_AGAIN = "processed again"
+    ADDED = "added"
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """One image. Without ``size`` it is drawn; None for a switch means "as the storage usually does"."""
+
+    image_id: str
+    name: str
+    size: int | None
+    status: str
+    etags: bool | None
+    ranges: bool | None
+    content_lengths: bool | None
+    api: tuple[Fault | None, ...]
+    asset: tuple[Fault | None, ...]
+    storage: tuple[Fault | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedChange:
+    """A change of one image (by its place in the list), at the look-up or once the caller has so many bytes."""
+
+    change: Change
+    place: int
+    after_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """How the caller reads: piece by piece with loop turns between, with one real pause, or only up to a point."""
+
+    read_bytes: int = 256 * 1024
+    turns: int = 0
+    receive_buffer_bytes: int | None = None
+    pause_after_bytes: int | None = None
+    pause_seconds: float = 0.0
+    leave_after_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One archive. ``rate_limit`` holds for the whole sandbox while the archive is made."""
+
+    number: int
+    seed: str
+    order_id: str
+    images: tuple[ImagePart, ...]
+    look_ups: tuple[Fault | None, ...]
+    changes: tuple[PlannedChange, ...]
+    merging: bool
+    only: tuple[str, ...]
+    abort: bool
+    manifest_always: bool
+    rendering: Mapping[str, str]
+    manners: Manners
+    rate_limit: int | None
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """The query of the caller's request."""
+        chosen = [("on_error", "abort")] if self.abort else []
+        if self.manifest_always:
+            chosen.append(("manifest", "always"))
+        return [*chosen, *self.rendering.items(), *(("only", image_id) for image_id in self.only)]
+
+
+def make_scenario(seed: int, number: int, formats: Sequence[str]) -> Scenario:
+    """Draw the scenario of an archive; ``formats`` are those in which pictures can be drawn here."""
+    own_seed = f"{seed}/{number}"
+    dice = random.Random(own_seed)
+    abort = dice.random() < 0.25
+    # A few archives are nearly undisturbed, a few nearly hopeless.
+    rate = dice.choices((0.05, 0.35, 0.7), (15, 75, 10))[0] * (0.3 if abort else 1)
+    draws = dice.random() < 0.25
+    rendering = _rendering(dice, formats) if draws else {}
+    most = MAX_IMAGES_ALL_OR_NOTHING if abort else MAX_IMAGES
+    images = tuple(
+        _image(dice, rate, place, drawn_as=rendering.get("format", "jpeg") if draws else None)
+        for place in range(dice.randint(1, most))
+    )
+    changes = _changes(dice, len(images)) if dice.random() < 0.2 else ()
+    return Scenario(
+        number=number,
+        seed=own_seed,
+        order_id=_new_id(dice),
+        images=images,
+        look_ups=look_up_faults(dice, min(rate, 0.1)),
+        changes=changes,
+        merging=dice.random() < 0.01,
+        only=_only(dice, images, changes) if dice.random() < 0.15 else (),
+        abort=abort,
+        manifest_always=dice.random() < 0.4,
+        rendering=rendering,
+        manners=_manners(dice),
+        rate_limit=dice.choice((10, 30, 60)) if dice.random() < 0.08 else None,
+    )
+
+
+def _new_id(dice: random.Random) -> str:
+    return str(uuid.UUID(int=dice.getrandbits(128), version=4))
+
+
+def _rendering(dice: random.Random, formats: Sequence[str]) -> dict[str, str]:
+    chosen = {"format": dice.choice(sorted(formats))}
+    # Not so small that two pictures could be the same bytes.
+    for name, values in {"quality": ("30", "90"), "max_width": ("200", "300"), "scale": ("0.5", "0.9")}.items():
+        if dice.random() < 0.3:
+            chosen[name] = dice.choice(values)
+    return chosen
+
+
+def _image(dice: random.Random, rate: float, place: int, *, drawn_as: str | None) -> ImagePart:
+    size: int | None = None
+    # Every third image of an order that shows drawn pictures is one.
+    if drawn_as is None or dice.random() > 0.3:
+        size = round(SMALL_BYTES * (USUAL_BYTES / SMALL_BYTES) ** dice.random())
+        if dice.random() < _LARGE_SHARE:
+            size = dice.randint(USUAL_BYTES, LARGE_BYTES)
+    hop_rate = min(rate, 0.1)
+    marked = size is not None or drawn_as in _MARKED_FORMATS
+    return ImagePart(
+        image_id=_new_id(dice),
+        name="kitchen.jpg" if dice.random() < 0.1 else f"room {place:02}.jpg",
+        size=size,
+        status=dice.choices(("processed", "processing", "error", "expired"), (97, 1, 1, 1))[0],
+        etags=_switch(dice),
+        ranges=_switch(dice),
+        content_lengths=_switch(dice),
+        api=hop_faults(dice, hop_rate),
+        asset=hop_faults(dice, hop_rate),
+        # A drawn picture's size is not known here; any of them has some thousand bytes.
+        storage=storage_faults(dice, rate, size or 4000, has_end_marker=marked),
+    )
+
+
+def _switch(dice: random.Random) -> bool | None:
+    return False if dice.random() < 0.15 else None
+
+
+def _changes(dice: random.Random, images: int) -> tuple[PlannedChange, ...]:
+    return tuple(
+        PlannedChange(
+            dice.choice(tuple(Change)),
+            place,
+            after_bytes=None if dice.random() < 0.3 else dice.choice((0, 1000, 100_000, 1_000_000)),
+        )
+        for place in dice.sample(range(images), min(images, dice.randint(1, 4)))
+    )
+
+
+def _only(dice: random.Random, images: Sequence[ImagePart], changes: Sequence[PlannedChange]) -> tuple[str, ...]:
+    """Choose some of the images, but none that may be gone when it is asked for: that would be the caller's error."""
+    changing = {planned.place for planned in changes}
+    there = [image.image_id for place, image in enumerate(images) if place not in changing]
+    return tuple(dice.sample(there, min(len(there), dice.randint(1, 8))))
+
+
+def _manners(dice: random.Random) -> Manners:
+    somewhere = round(1000 * 1000 ** dice.random())
+    match dice.choices(("quick", "slow", "pausing", "leaving"), (50, 20, 15, 15))[0]:
+        case "slow":
+            # A small buffer of the kernel's, so that the service notices.
+            return Manners(dice.choice((512, 4096, 16384)), turns=dice.randint(1, 5), receive_buffer_bytes=4096)
+        case "pausing":
+            # Longer than the service waits for a silent upstream: the time is the caller's, no image may fail for it.
+            return Manners(receive_buffer_bytes=4096, pause_after_bytes=somewhere, pause_seconds=1.5)
+        case "leaving":
+            return Manners(dice.choice((512, 65536)), leave_after_bytes=somewhere)
+        case _:
+            return Manners()

@@ -1,0 +1,149 @@
+"""The service as its own process, started as a user starts it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from service.sandbox import DEMO_ORDER_ID, LARGE_ORDER_ID, PARTIAL_ORDER_ID, Sandbox
+from tests.archives import add_order, entries, images_url
+
+
+@dataclass
+class RunningService:
+    """A service process, its address, and its log lines so far."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    lines: list[str]
+    reading: asyncio.Task[None]
+
+    def peak_memory_bytes(self) -> int:
+        """Return the largest resident size the process has had (Linux)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+    async def stop(self) -> int:
+        """Send SIGTERM, read the rest of the log, and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        await self.reading
+        return await self.process.wait()
+
+
+@asynccontextmanager
+async def service_process(sandbox: Sandbox, **environment: str) -> AsyncIterator[RunningService]:
+    """Start ``python -m service serve`` with the sandbox as its upstream, and wait until it listens."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", "serve",
+        stdout=asyncio.subprocess.PIPE,
+        env={
+            "PATH": os.environ["PATH"],
+            "AUTOENHANCE_API_BASE": sandbox.api_base,
+            "AUTOENHANCE_API_KEY": sandbox.api_key,
+            "ALLOW_PRIVATE_UPSTREAM": "true",
+            "HOST": "127.0.0.1",
+            "PORT": "0",
+            **environment,
+        },
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines: list[str] = []
+    started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    # The log is read all the time: a full pipe would stop the process.
+    reading = asyncio.create_task(_read_log(process.stdout, lines, started))
+    try:
+        yield RunningService(process, await started, lines, reading)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await reading
+        await process.wait()
+
+
+async def _read_log(stream: asyncio.StreamReader, lines: list[str], started: asyncio.Future[str]) -> None:
+    while line := (await stream.readline()).decode():
+        lines.append(line)
+        if not started.done() and "service.started" in line:
+            started.set_result(re.findall(r"http://[\w.:]+", line)[0])
+    if not started.done():
+        started.set_exception(AssertionError("".join(lines)))
+
+
+async def test_stops_on_sigterm(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """SIGTERM ends the process with exit code 0; every line of its log is JSON with an event."""
+    async with service_process(sandbox) as service:
+        async with client.get(images_url(service.url, DEMO_ORDER_ID)) as response:
+            assert len(entries(await response.read())) == 14
+        assert await service.stop() == 0
+    assert all(json.loads(line)["event"] for line in service.lines)
+    assert [json.loads(line)["event"] for line in service.lines][-1] == "service.stopped"
+
+
+async def test_no_secret_in_the_log(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """Neither the API key nor a signed query string is logged, in either format."""
+    for log_format in ("json", "console"):
+        async with service_process(sandbox, LOG_LEVEL="debug") as service:
+            async with client.get(images_url(service.url, PARTIAL_ORDER_ID)) as response:
+                await response.read()
+            assert await service.stop() == 0
+        text = "".join(service.lines)
+        assert "archive.finished" in text, log_format
+        assert sandbox.api_key not in text
+        assert "Signature" not in text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")
+async def test_memory_does_not_grow_with_the_number_of_images(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """An order of 1,000 images needs no more memory than one of 100, but for the order itself."""
+    sandbox.rate_limit = None
+    small = add_order(sandbox, [4000] * 100)
+    async with service_process(sandbox) as service:
+        for _ in range(3):
+            async with client.get(images_url(service.url, small.order_id)) as response:
+                await response.read()
+        before = service.peak_memory_bytes()
+        async with client.get(images_url(service.url, LARGE_ORDER_ID)) as response:
+            found = entries(await response.read())
+        growth = service.peak_memory_bytes() - before
+    assert len(found) == 1000
+    # Its images are 4 MB in all, its JSON 0.7 MB; 900 more outcomes and names are a few hundred bytes each.
+    assert growth < 8 * 1024 * 1024
+
+
+async def test_bad_settings_exit_2() -> None:
+    """Every mistake in the environment is named at once, without its value, and the process exits 2."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", "serve",
+        stderr=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PORT": "sixty-four", "IMAGES_IN_FLIGHT": "0",
+             "AUTOENHANCE_API_BASE": "x:secret"},
+    )  # fmt: skip
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    text = errors.decode()
+    assert all(name in text for name in ("PORT", "IMAGES_IN_FLIGHT", "AUTOENHANCE_API_BASE"))
+    assert "sixty-four" not in text
+    assert "secret" not in text
+
+
+async def test_demo(tmp_path: Path) -> None:
+    """The demo downloads the sandbox order with curl, checks it, and exits 0."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", "demo", "--output", str(tmp_path / "images.zip"),
+        stdout=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    assert "X-Downloaded: 14" in output.decode()
+    assert len(entries((tmp_path / "images.zip").read_bytes())) == 14
