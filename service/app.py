@@ -11,7 +11,7 @@ from yarl import URL
 
 from service.metrics import Metrics
 from service.pipeline import StreamLimits
-from service.readahead import Budget
+from service.readahead import Budget, ConnectionShare
 from service.settings import Settings
 from service.upstream.addresses import TargetRules
 from service.upstream.client import UpstreamClient
@@ -19,6 +19,7 @@ from service.upstream.download import DownloadPolicy
 from service.upstream.politeness import Politeness
 from service.upstream.transport import Transport, open_session
 from service.web import ops
+from service.web.admission import Admission
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
 from service.web.services import SERVICES, Services
@@ -48,14 +49,18 @@ def create_app(settings: Settings) -> web.Application:
             app[SERVICES] = Services(
                 upstream=_upstream_client(settings, session) if settings.autoenhance_api_key else None,
                 metrics=Metrics(),
+                admission=Admission(settings.max_archives),
                 limits=StreamLimits(
                     images_in_flight=settings.images_in_flight,
                     read_ahead_bytes=settings.read_ahead_bytes,
                     give_up_after=settings.give_up_after,
                 ),
                 total_budget=Budget(settings.read_ahead_total_bytes),
+                connections=ConnectionShare(settings.upstream_connections),
                 max_images=settings.max_images_per_order,
+                public_url=settings.public_url,
                 first_byte_seconds=settings.first_byte_seconds,
+                client_stall_seconds=settings.client_stall_seconds,
             )
             yield
 

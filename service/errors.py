@@ -7,6 +7,7 @@ says in ``detail`` is public. Private causes travel as ``__cause__`` and reach t
 
     ServiceError
     ├── CallerError                   the request must change
+    │   ├── BadRequest                400
     │   ├── InvalidOrderId            400
     │   ├── InvalidParameter          400
     │   │   ├── UnknownParameter      400
@@ -27,10 +28,13 @@ says in ``detail`` is public. Private causes travel as ``__cause__`` and reach t
     │   └── FirstByteTimeout          504  no image in hand in time
     └── OwnError                      the operator must act, or the caller wait
         ├── NotConfigured             503
+        ├── AtCapacity                503
+        ├── Draining                  503
         └── InternalError             500
 
 Not answers to a request, and therefore not in the tree: ``ImageFailed`` (one image could not be had; the
-archive goes on), ``ArchiveBroken`` (the response has begun and must be broken off) and ``SettingsError``.
+archive goes on), ``ArchiveBroken`` (the response has begun and must be broken off; ``ClientStalled`` when its client
+takes nothing) and ``SettingsError``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,6 +63,14 @@ class ServiceError(Exception):
 
 class CallerError(ServiceError):
     """The request must change before it can succeed."""
+
+
+class BadRequest(CallerError):
+    """What came is not an HTTP request, or its head is too large."""
+
+    status = 400
+    slug = "bad-request"
+    title = "The request cannot be read"
 
 
 class InvalidOrderId(CallerError):
@@ -219,6 +231,22 @@ class NotConfigured(OwnError):
     title = "The service has no Autoenhance API key"
 
 
+class AtCapacity(OwnError):
+    """As many archives are being served as the operator allows; try again later, or another replica."""
+
+    status = 503
+    slug = "at-capacity"
+    title = "The service is at capacity"
+
+
+class Draining(OwnError):
+    """The service is about to stop: archives that run are finished, new ones are refused."""
+
+    status = 503
+    slug = "draining"
+    title = "The service is about to stop"
+
+
 class InternalError(OwnError):
     """A fault of the service; the request id finds it in the log."""
 
@@ -237,6 +265,10 @@ class ImageFailed(Exception):
 
 class ArchiveBroken(Exception):
     """The archive cannot be finished truthfully: the connection must be broken, never ended cleanly."""
+
+
+class ClientStalled(ArchiveBroken):
+    """The client has not taken a byte for too long."""
 
 
 class SettingsError(Exception):

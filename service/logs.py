@@ -15,7 +15,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 MASK = "[secret]"
 # Query strings of signed URLs (S3's X-Amz-*, our own tokens) are secrets as much as keys are: whoever has them
 # has the image. Logs never need the query of an upstream URL, so all of it goes.
-_URL_QUERY = re.compile(r"(https?://[^\s?#'\"]+)\?[^\s'\"]*")
+_URL_QUERY = re.compile(r"(?i)(https?://[^\s?#'\"]+)\?[^\s'\"]*")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROLS_BUT_BLANKS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 _SECRET_NAMES = re.compile(r"(?i)api[-_]?key|authorization|authentication|token|secret|cookie|password|signature")
 
 
@@ -26,7 +28,7 @@ class Redactor:
         self._secrets = tuple(sorted((s for s in secrets if s), key=len, reverse=True))
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:  # noqa: D102 - structlog's
-        return {key: self._field(key, value) for key, value in event.items()}
+        return {self.clean(key): self._field(key, value) for key, value in event.items()}
 
     def _field(self, key: str, value: Any) -> Any:
         # Booleans such as api_key_configured say nothing secret.
@@ -41,10 +43,12 @@ class Redactor:
                 value = value.replace(secret, MASK)
             return _URL_QUERY.sub(rf"\1?{MASK}", value)
         if isinstance(value, dict):
-            return {key: self._field(str(key), item) for key, item in value.items()}
+            return {self.clean(str(key)): self._field(str(key), item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.clean(item) for item in value]
-        return value
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        return self.clean(repr(value))  # whatever it is, only its words are written, and they are cleaned
 
 
 def configure_logs(*, log_format: str, level: str, secrets: Sequence[str] = (), stream: TextIO | None = None) -> None:
@@ -84,5 +88,16 @@ def _rendering(log_format: str, secrets: Sequence[str]) -> list[Processor]:
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         structlog.processors.format_exc_info,
         Redactor(secrets),
+        *([] if log_format == "json" else [_escape_controls]),
         renderer,
     ]
+
+
+def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Keep values from breaking their line or commanding the terminal; tracebacks keep their line breaks."""
+    for key, value in event.items():
+        if isinstance(value, str) and key != "exception":
+            # The renderer quotes values with line breaks and tabs, but not the message itself.
+            pattern = _CONTROLS if key == "event" else _CONTROLS_BUT_BLANKS
+            event[key] = pattern.sub(lambda match: f"\\x{ord(match[0]):02x}", value)
+    return event

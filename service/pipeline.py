@@ -28,7 +28,7 @@ from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, ma
 from service.archive.writer import ArchiveWriter, EntrySizeMismatch
 from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, NothingToDeliver
 from service.model import UPSTREAM_REASONS, Failure, Image, ImageOptions, Opened, Outcome, Reason
-from service.readahead import Budget, Download, ReadAhead, Slot
+from service.readahead import Budget, ConnectionShare, Download, ReadAhead, Slot
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +65,7 @@ class ArchiveStream:
         *,
         limits: StreamLimits,
         total_budget: Budget,
+        connections: ConnectionShare,
         describe: Callable[[Sequence[Outcome]], ReportContext],
         count: Callable[[Outcome], None],
     ) -> None:
@@ -77,6 +78,7 @@ class ArchiveStream:
             plan.wanted,
             lambda item: source.open_image(item.image, plan.options.image),
             in_flight=limits.images_in_flight,
+            connections=connections,
             budgets=(Budget(limits.read_ahead_bytes), total_budget),
         )
         self._failures_in_row = 0
@@ -172,7 +174,7 @@ class ArchiveStream:
         except ImageFailed as error:
             failure = error.failure
         except EntrySizeMismatch as error:
-            failure = Failure(Reason.TOO_LONG, str(error))
+            failure = Failure(error.reason, str(error))
         else:
             yield descriptor
             sha256 = digest.hexdigest() if digest is not None else None
@@ -219,7 +221,13 @@ class ArchiveStream:
             self._record(Outcome(item.position, item.image, attempts=0, failure=failure))
 
     def _ending(self) -> Iterator[bytes]:
-        """Make the archive's last entries and its end."""
+        """Make the archive's last entries and its end.
+
+        Raises:
+            ArchiveBroken: an image is neither in the archive nor reported, which must never be.
+        """
+        if len(self.outcomes) != self._plan.total:
+            raise ArchiveBroken(f"only {len(self.outcomes)} of {self._plan.total} images are accounted for")
         if self.failed or self._plan.options.manifest is ManifestMode.ALWAYS:
             context = self._describe(self.outcomes)
             yield self._writer.add(REPORT_NAME, report_text(context, self.outcomes).encode())

@@ -54,6 +54,13 @@ class Budget:
         """Whether ``size`` bytes are free."""
         return self.held_bytes + size <= self.limit_bytes
 
+    def try_take(self, size: int) -> bool:
+        """Take ``size`` bytes at once if they are free and nobody waits for them."""
+        if self._waiting or not self.fits(size):
+            return False
+        self.held_bytes += size
+        return True
+
     def ask(self, account: "Account", size: int) -> asyncio.Future[bool]:
         """Return a future that turns true once ``size`` bytes are taken for the account.
 
@@ -89,12 +96,35 @@ class Budget:
         self._grant()
 
 
+class ConnectionShare:
+    """Divides a number of downloads at a time evenly among the archives of the process.
+
+    Every archive may always have one, so each moves; the number is exceeded only if there are more archives than
+    it. When archives come and go the shares change at once, and the downloads follow as they end.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.archives = 0
+
+    def of_each(self) -> int:
+        """Return how many downloads one archive may have in flight now."""
+        return max(1, self.total // max(1, self.archives))
+
+
 class Account:
     """What one slot holds of a budget; closing it returns everything."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self.held_bytes = 0
+
+    def try_take(self, size: int) -> bool:
+        """Take room if it is free and nobody waits for it."""
+        taken = self._budget.try_take(size)
+        if taken:
+            self.held_bytes += size
+        return taken
 
     def ask(self, size: int) -> asyncio.Future[bool]:
         """Ask for room, see ``Budget.ask``."""
@@ -198,6 +228,8 @@ class Slot(Generic[ItemT]):
     async def _reserve(self, cost: int) -> bool:
         """Take room in every budget; false if the slot was claimed meanwhile and needs none."""
         for index, account in enumerate(self._accounts):
+            if account.try_take(cost):
+                continue
             self._room_asked = account.ask(cost)
             if self.claimed and not self._room_asked.done():
                 self._room_asked.set_result(False)
@@ -234,17 +266,26 @@ class Slot(Generic[ItemT]):
 
 
 class ReadAhead(Generic[ItemT]):
-    """Starts the downloads of ``items`` in their order, ``in_flight`` at a time, and offers what has come first.
+    """Starts the downloads of ``items`` in their order and offers what has come first.
+
+    At most ``in_flight`` run at a time, and no more than this archive's share of the process's ``connections``.
 
     Use it as an async context manager: leaving it ends every download.
     """
 
     def __init__(
-        self, items: Iterable[ItemT], start: Callable[[ItemT], Download], *, in_flight: int, budgets: Iterable[Budget]
+        self,
+        items: Iterable[ItemT],
+        start: Callable[[ItemT], Download],
+        *,
+        in_flight: int,
+        connections: ConnectionShare,
+        budgets: Iterable[Budget],
     ) -> None:
         self._items = deque(items)
         self._start = start
         self._in_flight = in_flight
+        self._connections = connections
         self._budgets = tuple(budgets)
         self._slots: list[Slot[ItemT]] = []
         self._head: Slot[ItemT] | None = None
@@ -253,6 +294,7 @@ class ReadAhead(Generic[ItemT]):
 
     async def __aenter__(self) -> Self:
         """Start the first downloads."""
+        self._connections.archives += 1
         self._fill()
         return self
 
@@ -260,6 +302,7 @@ class ReadAhead(Generic[ItemT]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End every download, and wait until each has let go of its connection."""
+        self._connections.archives -= 1
         self._items.clear()
         # First what needs no waiting: the bytes come back even if the wait below is cancelled.
         self._drop_head()
@@ -300,7 +343,7 @@ class ReadAhead(Generic[ItemT]):
             self._head = None
 
     def _fill(self) -> None:
-        while self._items and len(self._running) < self._in_flight:
+        while self._items and len(self._running) < min(self._in_flight, self._connections.of_each()):
             item = self._items.popleft()
             slot = Slot(item, self._start(item), self._budgets, self._changed.set)
             self._slots.append(slot)

@@ -1,47 +1,61 @@
-"""Runs the app on a socket until it is told to stop."""
+"""Runs the app on a socket until it is told to stop, and then lets running archives finish.
+
+The way down::
+
+    serving ──SIGTERM──▶ draining: readiness 503, new orders 503, health and metrics still answered
+                            │ no archive left, or DRAIN_SECONDS over
+                            ▼
+                         closing: what still streams is broken off (never ended cleanly) ──▶ exit code 0
+"""
 
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 from aiohttp import web
 
 from service.app import create_app
 from service.settings import Settings
+from service.web.connection import ClientConnection
+from service.web.services import SERVICES
 
-# Between SIGTERM and the end of the process: connections that are still open are closed after this.
-SHUTDOWN_SECONDS = 5.0
+# What a handler that is cancelled at the very end may still take to let go of its connections.
+CLOSING_SECONDS = 1.0
+# Idle connections of callers and proxies are kept this long; also bounds the head of their next request.
+KEEPALIVE_SECONDS = 75.0
+# A URL with some hundred image ids fits; so do the headers that proxies add.
+MAX_REQUEST_LINE_BYTES = 16 * 1024
+MAX_HEADER_FIELD_BYTES = 16 * 1024
+BACKLOG = 1024
 
 log = structlog.get_logger(__name__)
 
 
-def make_runner(app: web.Application) -> web.AppRunner:
-    """Return the runner. A client that goes away cancels its handler, which is what stops the upstream's work."""
-    return web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
-
-
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[str]:
-    """Serve while the context is open; yields the URL, with the port that was really taken."""
-    runner = make_runner(create_app(settings))
+    """Serve while the context is open; yields the URL, with the port that was really taken. Leaving it drains."""
+    app = create_app(settings)
+    # A client that goes away cancels its handler, which is what stops the upstream's work for it.
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSING_SECONDS)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        reachable = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
-        url = f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
-        log.info("service.started", url=url, api_key_configured=settings.autoenhance_api_key is not None)
-        yield url
+        listening = await _listen(runner, settings)
+        try:
+            url = _url(listening)
+            log.info("service.started", url=url, api_key_configured=settings.autoenhance_api_key is not None)
+            yield url
+            await _drain(app, settings.drain_seconds)
+        finally:
+            listening.close()
     finally:
         await runner.cleanup()
         log.info("service.stopped")
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT, then drain."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,3 +64,41 @@ async def serve(settings: Settings) -> None:
         log.warning("service.not_configured", detail="AUTOENHANCE_API_KEY is not set; orders are answered with 503")
     async with running(settings):
         await stop.wait()
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
+    """Open the port with our own connection class, for which aiohttp's sites have no place."""
+    server, loop = runner.server, asyncio.get_running_loop()
+    if server is None:
+        raise RuntimeError("the runner is not set up")
+
+    def connect() -> ClientConnection:
+        return ClientConnection(
+            server,
+            loop=loop,
+            access_log=None,  # the middleware writes it
+            head_seconds=settings.request_head_seconds,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            max_line_size=MAX_REQUEST_LINE_BYTES,
+            max_field_size=MAX_HEADER_FIELD_BYTES,
+        )
+
+    return await loop.create_server(connect, settings.host, settings.port, backlog=BACKLOG)
+
+
+def _url(listening: asyncio.Server) -> str:
+    host, port = listening.sockets[0].getsockname()[:2]
+    reachable = "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 - compared, not bound
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+async def _drain(app: web.Application, drain_seconds: float) -> None:
+    admission = app[SERVICES].admission
+    admission.drain()
+    if admission.active:
+        log.info("service.draining", archives=admission.active, drain_seconds=drain_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_seconds):
+                await admission.wait_until_idle()
+    if admission.active:
+        log.warning("service.drain_expired", archives=admission.active)

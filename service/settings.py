@@ -41,9 +41,21 @@ class Settings(BaseSettings):
     )
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - a container must be reachable
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+    public_url: str | None = Field(
+        None,
+        description="Address at which callers reach the service, such as https://zip.example.com; it begins the URLs "
+        "that reports give. Without it they begin as the request did.",
+    )
     log_format: Literal["json", "console"] = Field("json", description="One JSON object a line, or text for people.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level logged.")
 
+    max_archives: int = Field(64, ge=1, description="Archives served at a time; further ones get a 503.")
+    drain_seconds: float = Field(
+        60, ge=0, description="After SIGTERM: how long running archives may take to finish before they are broken off."
+    )
+    request_head_seconds: float = Field(
+        10, gt=0, description="Longest a new connection may take to send the head of its first request."
+    )
     images_in_flight: int = Field(5, ge=1, le=64, description="Images fetched at a time for one archive.")
     read_ahead_bytes: int = Field(
         8 * MIB, ge=0, description="Bytes one archive may hold of images behind the one being written."
@@ -51,6 +63,9 @@ class Settings(BaseSettings):
     read_ahead_total_bytes: int = Field(64 * MIB, ge=0, description="The same for all archives of the process.")
     upstream_requests_per_second: float = Field(
         250, gt=0, description="Requests to the API a second, for the whole process; the API allows 300 per address."
+    )
+    upstream_connections: int = Field(
+        100, ge=1, description="Images fetched at a time by the whole process, shared evenly; each archive has one."
     )
     image_attempts: int = Field(3, ge=1, le=20, description="Tries for one image before it is reported as failed.")
     image_timeout_seconds: float = Field(
@@ -80,12 +95,15 @@ class Settings(BaseSettings):
             return tuple(word.strip().lower() for word in value.split(",") if word.strip())
         return value
 
-    @field_validator("autoenhance_api_base")
+    @field_validator("autoenhance_api_base", "public_url")
     @classmethod
-    def _check_base(cls, value: str) -> str:
+    def _check_base(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         parts = urlsplit(value)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise ValueError("must be an http(s) URL without query, such as https://api.autoenhance.ai/v3")
+        _ = parts.port  # raises ValueError if there is no such port
         if parts.username or parts.password:
             raise ValueError("must not contain a user name or password")
         return value.rstrip("/")
@@ -93,6 +111,8 @@ class Settings(BaseSettings):
     @field_validator("autoenhance_api_key")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value():
+            return None
         if value is not None and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
             raise ValueError("must be printable ASCII: it becomes an HTTP header")
         return value
@@ -106,6 +126,8 @@ def load_settings(**overrides: object) -> Settings:
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
+    except UnicodeDecodeError:
+        raise SettingsError([".env: it is not UTF-8 text"]) from None
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}" for e in error.errors()]
         raise SettingsError(problems) from None

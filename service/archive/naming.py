@@ -47,6 +47,13 @@ _PORTABLE = FileNameSanitizer(
 )
 
 
+# Names like these, which most are, pass every rule unchanged: told apart first, because an order of 2,000 names
+# must not hold up the downloads of others (50 µs a name through all the rules, 2 µs so).
+_PLAIN_STEM = re.compile(
+    r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])$)[a-z0-9_](?:[a-z0-9_ ()+,-]*[a-z0-9_()+,-])?", re.ASCII | re.IGNORECASE
+)
+
+
 def entry_stems(names: Sequence[str]) -> list[str]:
     """Give every name a stem (a file name without extension), in the same order.
 
@@ -106,6 +113,13 @@ def _visible_char(char: str) -> str:
 
 
 def _image_stem(name: str) -> str:
+    plain = _IMAGE_EXTENSION.sub("", name)
+    if len(plain) <= MAX_STEM_BYTES and _PLAIN_STEM.fullmatch(plain):
+        return plain
+    return _careful_stem(name)
+
+
+def _careful_stem(name: str) -> str:
     stem = _IMAGE_EXTENSION.sub("", _last_part(visible(name)).rstrip(" ."))
     return _portable_stem(stem, MAX_STEM_BYTES) or FALLBACK_STEM
 
@@ -153,7 +167,7 @@ def _unique(stem: str, taken: set[str], next_number: dict[str, int]) -> str:
 
 def _identity(stem: str) -> str:
     """Map names which some file system takes for equal to one string (Unicode D145, canonical caseless match)."""
-    return _decomposed(_decomposed(stem).casefold())
+    return stem.lower() if stem.isascii() else _decomposed(_decomposed(stem).casefold())
 
 
 def _decomposed(text: str) -> str:

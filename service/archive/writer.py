@@ -1,17 +1,21 @@
 """ZIP framing without I/O: names and chunks go in, the bytes to send come out.
 
 The only file that knows zipstream-ng, which has no types; nothing private of it is touched. It is driven without
-a thread: a generator is our "file", holds one chunk at a time, and is asked for it only after it was given it.
+a thread: a generator is our "file". It never sees the data, which for stored entries goes out as it came in: at an
+entry's end it is given one stand-in with the data's length and CRC-32, and makes the descriptor and the directory
+record from that. The checksum is then isal's, ten times as fast as zlib's, which zipstream-ng would use: that was a
+fifth of the CPU time of an archive of large images.
 """
 
 import struct
 from collections.abc import Generator, Iterator, Sequence
 from enum import Enum
-from typing import Final
+from typing import Final, Self
 
+from isal import isal_zlib
 from zipstream import ZIP_STORED, ZipStream
 
-from service.model import Entry
+from service.model import Entry, Reason
 
 # Above this zipstream-ng, like Python's zipfile, gives an entry Zip64 fields: readers exist that take 4-byte
 # sizes as signed.
@@ -21,6 +25,25 @@ _TAIL_PIECE_BYTES: Final = 64 * 1024
 
 # Data descriptors with signature (APPNOTE 4.3.9), CRC-32, compressed size and size, by length: plain and Zip64.
 _DESCRIPTORS: Final = {layout.size: layout for layout in (struct.Struct("<4xLLL"), struct.Struct("<4xLQQ"))}
+
+
+# The generator polynomial of CRC-32, reflected (ISO 3309; APPNOTE 4.4.7).
+_POLYNOMIAL: Final = 0xEDB88320
+_ALL_ONES: Final = 0xFFFFFFFF
+
+
+class _StandIn(bytes):
+    """Four bytes that have the CRC-32 of some data, and claim to be as long as the data."""
+
+    _size: int
+
+    def __new__(cls, size: int, crc32: int) -> Self:
+        stand_in = super().__new__(cls, _bytes_with_crc32(crc32))
+        stand_in._size = size
+        return stand_in
+
+    def __len__(self) -> int:
+        return self._size
 
 
 class ArchiveStateError(RuntimeError):
@@ -33,6 +56,10 @@ class EntryNameError(ValueError):
 
 class EntrySizeMismatch(Exception):
     """An entry's bytes do not add up to the size promised for it; it is still open and wants to be rolled back."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 class _State(Enum):
@@ -68,7 +95,7 @@ class ArchiveWriter:
         self._name = ""
         self._promised: int | None = None
         self._written = 0
-        self._chunk: bytes | None = None
+        self._crc32 = 0
         self._framing: Generator[bytes, None, bool] | None = None
 
     @property
@@ -90,8 +117,8 @@ class ArchiveWriter:
         if size is not None and size < 0:
             raise ValueError(f"an entry cannot have {size} bytes")
         # For an entry of unknown size zipstream-ng will log that it expected 0 bytes; that means nothing here.
-        self._zip.add(self._given_chunks(), name, size=size or 0)
-        self._name, self._promised, self._written = name, size, 0
+        self._zip.add(self._stand_in(), name, size=size or 0)
+        self._name, self._promised, self._written, self._crc32 = name, size, 0, 0
         self._framing = self._zip.file()
         self._state = _State.OPEN
         return self._sent(self._settled() + next(self._framing))
@@ -102,15 +129,13 @@ class ArchiveWriter:
         Raises:
             EntrySizeMismatch: the chunk is more than the promise leaves room for; it was not taken.
         """
-        framing = self._open_framing()
-        if not chunk:
-            return chunk
+        self._open_framing()
         limit = LARGEST_WITHOUT_ZIP64 if self._promised is None else self._promised
         if self._written + len(chunk) > limit:
-            raise EntrySizeMismatch(f"{self._name!r} has more than {limit} bytes")
-        self._chunk = chunk
+            raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} has more than {limit} bytes")
         self._written += len(chunk)
-        return self._sent(next(framing))
+        self._crc32 = isal_zlib.crc32(chunk, self._crc32)
+        return self._sent(chunk)
 
     def close_entry(self) -> tuple[Entry, bytes]:
         """Complete the open entry and return it with the bytes that end it.
@@ -120,10 +145,11 @@ class ArchiveWriter:
         """
         framing = self._open_framing()
         if self._promised is not None and self._written != self._promised:
-            raise EntrySizeMismatch(f"{self._name!r} has {self._written} bytes, not {self._promised}")
-        # zipstream-ng's own listing of sizes and checksums goes through all entries each time; this does not.
-        descriptor = next(framing)
+            raise EntrySizeMismatch(Reason.TRUNCATED, f"{self._name!r} has {self._written} bytes, not {self._promised}")
+        descriptor = self._descriptor(framing)
         entry = _described_entry(self._name, descriptor)
+        if (entry.size, entry.crc32) != (self._written, self._crc32):
+            raise AssertionError(f"zipstream-ng describes {self._name!r} as {entry}")
         next(framing, None)  # brings nothing more, but an entry counts only when its generator has ended
         self._entries.append(entry)
         self._names.add(entry.name)
@@ -137,7 +163,7 @@ class ArchiveWriter:
         if the first entry is one without, and readers of streams find the next entry by it.
         """
         framing = self._open_framing()
-        self._owed += next(framing)
+        self._owed += self._descriptor(framing)
         framing.close()
         self._leave_entry()
 
@@ -164,10 +190,16 @@ class ArchiveWriter:
         if piece:
             yield self._sent(bytes(piece))
 
-    def _given_chunks(self) -> Iterator[bytes]:
-        while (chunk := self._chunk) is not None:
-            self._chunk = None
-            yield chunk
+    def _stand_in(self) -> Iterator[bytes]:
+        """Yield what stands for the open entry's data; asked for when all of it has been written."""
+        if self._written:
+            yield _StandIn(self._written, self._crc32)
+
+    def _descriptor(self, framing: Generator[bytes, None, bool]) -> bytes:
+        """Let zipstream-ng account for the data, and return the data descriptor that it makes of it."""
+        if self._written:
+            next(framing)  # the stand-in itself, which nobody sends
+        return next(framing)
 
     def _require_idle(self) -> None:
         if self._state is not _State.IDLE:
@@ -189,6 +221,15 @@ class ArchiveWriter:
     def _sent(self, data: bytes) -> bytes:
         self._bytes_out += len(data)
         return data
+
+
+def _bytes_with_crc32(crc32: int) -> bytes:
+    """Return the four bytes whose CRC-32 is the given one: the register run backwards over 32 bits."""
+    register = crc32 ^ _ALL_ONES
+    for _ in range(32):
+        high = register >> 31
+        register = ((register ^ (_POLYNOMIAL * high)) << 1 & _ALL_ONES) | high
+    return (register ^ _ALL_ONES).to_bytes(4, "little")
 
 
 def _check_name(name: str) -> None:

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import aiohttp
 import structlog
@@ -55,7 +55,7 @@ class ImageDownload:
         self._head = b""
         self._tail = b""
         self._tries = 0  # the attempts that count
-        self._progress_bytes = 0
+        self._furthest = 0  # bytes of the image that the best attempt so far has reached
         self._held_back_seconds = 0.0
         self.attempts = 0
 
@@ -67,7 +67,7 @@ class ImageDownload:
         """
         while True:
             self.attempts += 1
-            self._progress_bytes, self._held_back_seconds = 0, 0.0
+            self._held_back_seconds = 0.0
             try:
                 async with aclosing(self._attempt()) as events:
                     async for event in events:
@@ -81,10 +81,12 @@ class ImageDownload:
 
     def _decide(self, error: AttemptFailed) -> float:
         """Return how long to wait before the next attempt, or raise that there is none."""
+        reached = self._received.count
+        progress_bytes, self._furthest = reached - self._furthest, max(reached, self._furthest)
         if error.received is not None:
             self._received = error.received
         threshold_seconds = self._policy.held_back_seconds
-        if rules.counts_as_try(self._progress_bytes, self._held_back_seconds, threshold_seconds):
+        if rules.counts_as_try(progress_bytes, self._held_back_seconds, threshold_seconds):
             self._tries += 1
         if not error.retryable or self._tries >= self._policy.attempts:
             raise ImageFailed(error.failure) from error
@@ -160,13 +162,14 @@ class ImageDownload:
         raise AttemptFailed(failure, received=Received())
 
     def _count(self, chunk: bytes) -> None:
-        self._progress_bytes += len(chunk)
         received = self._received
         count = received.count + len(chunk)
         if received.total is not None and count > received.total:
             failure = Failure(Reason.TOO_LONG, f"more bytes came than the {received.total} promised")
             raise AttemptFailed(failure, received=Received())
-        self._received = replace(received, count=count, crc32=isal_zlib.crc32(chunk, received.crc32))
+        crc32 = isal_zlib.crc32(chunk, received.crc32)
+        # Not dataclasses.replace, which is slow enough to be seen here, once for every chunk.
+        self._received = Received(count, crc32, received.total, received.etag, received.resumable)
         self._tail = chunk if len(chunk) >= TAIL_BYTES else (self._tail + chunk)[-TAIL_BYTES:]
 
     def _verify_end(self, response: aiohttp.ClientResponse) -> None:

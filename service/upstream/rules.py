@@ -36,6 +36,7 @@ _STATUS_REASONS = {
     404: Reason.NOT_FOUND,
     410: Reason.NOT_FOUND,
     408: Reason.TIMEOUT,
+    425: Reason.UPSTREAM_ERROR,
     429: Reason.RATE_LIMITED,
 }
 
@@ -95,7 +96,7 @@ def request_headers(received: Received) -> dict[str, str]:
 def strong_etag(headers: Mapping[str, str]) -> str | None:
     """Return the answer's ETag if it is a strong one (RFC 9110 section 8.8.3)."""
     etag = headers.get("ETag", "")
-    return etag if len(etag) > 2 and etag.startswith('"') and etag.endswith('"') else None  # noqa: PLR2004 - quotes
+    return etag if len(etag) > 2 and etag.isascii() and etag.startswith('"') and etag.endswith('"') else None  # noqa: PLR2004 - quotes
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:
@@ -174,7 +175,7 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None)
         return min(float(text[:9]), 1e9)
     try:
         moment = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
@@ -185,10 +186,10 @@ def counts_as_try(progress_bytes: int, held_back_seconds: float, threshold_secon
     """Whether a failed attempt uses up one of the image's tries.
 
     It does not when we ourselves kept the upstream waiting, by not reading while our client was slow, and the
-    attempt brought the image forward all the same: a slow client must never make an image fail. The progress
+    attempt brought the image further than any before: a slow client must never make an image fail. That progress
     keeps this finite.
     """
-    return progress_bytes == 0 or held_back_seconds < threshold_seconds
+    return progress_bytes <= 0 or held_back_seconds < threshold_seconds
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, chance: float) -> float:

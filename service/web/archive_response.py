@@ -3,12 +3,19 @@
 The only file that reaches below aiohttp's public API, because that has none for trailers and none for breaking off.
 """
 
+import asyncio
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping
 
 from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
+from service.errors import ClientStalled
+
+# Above this the transport stops us until its client has taken most of it; asyncio's own limit, and uvloop's.
+WRITE_BUFFER_BYTES = 64 * 1024
 # SO_LINGER with a time of 0: closing sends RST instead of FIN (socket(7)).
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -17,14 +24,53 @@ class ArchiveResponse(web.StreamResponse):
     """A chunked ZIP with trailer fields (RFC 9110 section 6.5, RFC 9112 section 7.1.2).
 
     ``trailers`` is asked once, at the clean end. HTTP/1.0 has no chunks: its callers get no trailers, and the end
-    of the connection as the end of the archive.
+    of the connection as the end of the archive. A client that takes no byte for ``stall_seconds`` is given up.
     """
 
-    def __init__(self, headers: Mapping[str, str], trailers: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self, headers: Mapping[str, str], trailers: Callable[[], Mapping[str, str]], *, stall_seconds: float
+    ) -> None:
         super().__init__(headers=headers)
         self.content_type = "application/zip"
         self._trailers = trailers
+        self._stall_seconds = stall_seconds
         self._broken = False
+        # Seconds in which the archive had bytes to send and the client took none fast enough.
+        self.blocked_seconds = 0.0
+
+    async def send(self, piece: bytes) -> None:
+        """Write a piece and wait until the client has taken enough for the next one.
+
+        Raises:
+            ClientStalled: the client took nothing for too long.
+            ConnectionResetError: the client has gone.
+        """
+        writer, transport = self._payload_writer, self._transport
+        if writer is None or transport is None:
+            raise ConnectionResetError("the client has gone")
+        await writer.write(piece, drain=False)  # type: ignore[call-arg]  # the concrete writer's, as is ``chunked``
+        if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
+            started = time.monotonic()
+            await self._drain(writer, transport)
+            self.blocked_seconds += time.monotonic() - started
+
+    async def _drain(self, writer: AbstractStreamWriter, transport: asyncio.WriteTransport) -> None:
+        waiting_bytes = transport.get_write_buffer_size()
+        while True:
+            try:
+                async with asyncio.timeout(self._stall_seconds):
+                    return await writer.drain()
+            except TimeoutError:
+                # A slow client is not a stalled one: what counts is that something was taken.
+                left_bytes = transport.get_write_buffer_size()
+                if left_bytes >= waiting_bytes:
+                    seconds = f"{self._stall_seconds:g}"
+                    raise ClientStalled(f"the client has taken nothing for {seconds} s") from None
+                waiting_bytes = left_bytes
+
+    @property
+    def _transport(self) -> asyncio.Transport | None:
+        return self._req.transport if self._req is not None else None
 
     def break_off(self, request: web.BaseRequest) -> None:
         """End the connection so that the caller cannot take what it has for a whole archive.

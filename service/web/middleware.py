@@ -10,6 +10,7 @@ from aiohttp import web
 
 from service.errors import ArchiveBroken, InternalError, MethodNotAllowed, RouteNotFound, ServiceError, problem
 from service.web.archive_response import ArchiveResponse
+from service.web.connection import SERVER_NAME, ClientConnection
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 async def trace_request(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id and write its line in the log."""
     given = request.headers.get("X-Request-ID", "")
+    if isinstance(request.protocol, ClientConnection):
+        request.protocol.head_received()
     request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     request[REQUEST_ID] = request_id
     started = time.monotonic()
@@ -76,7 +79,7 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
 
 async def add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Put on every response what every response has (signal ``on_response_prepare``)."""
-    response.headers["Server"] = "autoenhance-batch"  # which versions of what it runs on is nobody's business
+    response.headers["Server"] = SERVER_NAME
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Cache-Control", "no-store")
     if isinstance(request, web.Request) and REQUEST_ID in request:

@@ -22,7 +22,9 @@ async def live(_request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """Say whether orders can be served: 503 with the reasons if not."""
-    reasons = [] if request.app[SERVICES].upstream is not None else ["no_api_key"]
+    services = request.app[SERVICES]
+    conditions = {"no_api_key": services.upstream is None, "draining": services.admission.draining}
+    reasons = [reason for reason, holds in conditions.items() if holds]
     status = 503 if reasons else 200
     return web.json_response({"status": "unready" if reasons else "ok", "reasons": reasons}, status=status)
 

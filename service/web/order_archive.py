@@ -7,13 +7,13 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from yarl import URL
 
 from service.archive.naming import archive_filename, content_disposition
-from service.archive.plan import ArchivePlan, check_order_id, parse_options, plan_archive
+from service.archive.plan import ArchiveOptions, ArchivePlan, check_order_id, parse_options, plan_archive
 from service.archive.report import ReportContext
-from service.errors import NotConfigured, ServiceError
+from service.errors import ClientStalled, NotConfigured, ServiceError
 from service.model import Outcome
 from service.pipeline import ArchiveStream
 from service.upstream.client import UpstreamClient
@@ -23,8 +23,7 @@ from service.web.services import SERVICES, Services
 
 log = structlog.get_logger(__name__)
 
-# About 45 bytes each ("&only=" and a UUID): with this many, a URL stays well below the 8,190 bytes that aiohttp, nginx
-# and others take as a request line.
+# About 45 bytes each ("&only=" and a UUID): with this many, a URL stays below the 8 KiB that nginx takes by default.
 IDS_PER_RETRY_URL = 100
 TRAILERS = ("X-Downloaded", "X-Failed")
 
@@ -36,14 +35,22 @@ async def get_order_archive(request: web.Request) -> web.StreamResponse:
     order_id = check_order_id(request.match_info["order_id"])
     options = parse_options(request.query.items())
     upstream = _upstream(services)
+    # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
+    with services.admission.admit():
+        return await _serve(request, services, upstream, order_id, options)
+
+
+async def _serve(
+    request: web.Request, services: Services, upstream: UpstreamClient, order_id: str, options: ArchiveOptions
+) -> web.StreamResponse:
     # From here the caller waits: look-up and first image together must not take longer than this.
     deadline = asyncio.get_running_loop().time() + services.first_byte_seconds
     archive_id = str(uuid.uuid4())
     with structlog.contextvars.bound_contextvars(order_id=order_id, archive_id=archive_id):
-        # 2. What there is.
+        # 3. What there is.
         order = await upstream.find_order(order_id, deadline=deadline)
         plan = plan_archive(order, options, max_images=services.max_images)
-        # 3. The answer.
+        # 4. The answer.
         if request.method == "HEAD":
             return web.Response(headers=_headers(plan, archive_id), content_type="application/zip")
         return await _Download(request, services, upstream, plan, archive_id).run(deadline)
@@ -62,6 +69,8 @@ class _Download:
     ) -> None:
         self._request = request
         self._metrics = services.metrics
+        self._url = URL(services.public_url).join(request.rel_url) if services.public_url else request.url
+        self._stall_seconds = services.client_stall_seconds
         self._plan = plan
         self._archive_id = archive_id
         self._stream = ArchiveStream(
@@ -69,6 +78,7 @@ class _Download:
             upstream,
             limits=services.limits,
             total_budget=services.total_budget,
+            connections=services.connections,
             describe=self._describe,
             count=services.metrics.count_image,
         )
@@ -83,13 +93,17 @@ class _Download:
                     response = await self._start_response()
                     async with aclosing(stream.pieces()) as pieces:
                         async for piece in pieces:
-                            await response.write(piece)
+                            await response.send(piece)
                     await response.write_eof()
             outcome = "partial" if stream.failed else "complete"
         except ServiceError:
             outcome = "none"
             raise
-        except (asyncio.CancelledError, ConnectionResetError):
+        except asyncio.CancelledError:
+            outcome = "client_gone" if self._client_has_gone() else "aborted"
+            self._break_off()
+            raise
+        except (ConnectionResetError, ClientStalled):
             outcome = "client_gone"
             raise
         finally:
@@ -97,10 +111,21 @@ class _Download:
         return response
 
     async def _start_response(self) -> ArchiveResponse:
-        response = ArchiveResponse(_headers(self._plan, self._archive_id), self._trailers)
+        headers = _headers(self._plan, self._archive_id)
+        if self._request.version >= HttpVersion11:
+            headers["Trailer"] = ", ".join(TRAILERS)
+        response = ArchiveResponse(headers, self._trailers, stall_seconds=self._stall_seconds)
         self._request[STREAMING] = response
         await response.prepare(self._request)
         return response
+
+    def _client_has_gone(self) -> bool:
+        """Tell a client that left from the end of the service: both cancel the handler."""
+        return self._request.transport is None or self._request.transport.is_closing()
+
+    def _break_off(self) -> None:
+        if STREAMING in self._request:
+            self._request[STREAMING].break_off(self._request)
 
     def _trailers(self) -> dict[str, str]:
         return dict(zip(TRAILERS, (str(self._stream.downloaded), str(self._stream.failed)), strict=True))
@@ -116,7 +141,7 @@ class _Download:
             archive_id=self._archive_id,
             parameters=dict(query),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            retry_urls=_retry_urls(self._request.url, query, [image_id for image_id in missing if image_id]),
+            retry_urls=_retry_urls(self._url, query, [image_id for image_id in missing if image_id]),
         )
 
     def _conclude(self, outcome: str) -> None:
@@ -156,5 +181,4 @@ def _headers(plan: ArchivePlan, archive_id: str) -> dict[str, str]:
         "X-Archive-Id": archive_id,
         "Cache-Control": "no-store, no-transform",
         "X-Accel-Buffering": "no",
-        "Trailer": ", ".join(TRAILERS),
     }

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pathvalidate import validate_filename
 
+from service.archive import naming
 from service.archive.naming import (
     FALLBACK_STEM,
     MAX_NAME_BYTES,
@@ -237,3 +238,13 @@ def test_content_disposition_is_read_back(filename: str) -> None:
 
 def _folded(stem: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
+
+
+@given(
+    st.from_regex(r"[A-Za-z0-9_ ()+,.-]{0,12}(\.jpg|\.JPEG|\.cr2)?", fullmatch=True)
+    | st.sampled_from(["con", "COM1.jpg", "lpt9", "nul.jpg", "aux ", "prn.x", "com10", "a" * 195, "a" * 196])
+)
+def test_plain_names_take_no_short_cut_that_matters(name: str) -> None:
+    """A name that is recognised as plain gets the stem that all the rules would give it."""
+    (stem,) = entry_stems([name])
+    assert stem == naming._careful_stem(name) or naming._careful_stem(name).casefold() in naming.RESERVED_STEMS

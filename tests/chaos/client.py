@@ -16,14 +16,14 @@ from tests.chaos.scenario import Manners
 PATIENCE_SECONDS = 90.0
 
 
-class _Leaves(Exception):  # noqa: N818 - a decision, no error
+class _Leaves(Exception):
     """The caller has had enough."""
 
 
 async def download(url: URL, manners: Manners, progress: Callable[[int], None]) -> Arrived:
     """Download an archive; ``progress`` is told the number of body bytes so far, 0 when the headers are there."""
     arrived = Arrived()
-    transport: asyncio.Transport | None = None
+    transport: asyncio.WriteTransport | None = None
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             reader, writer = await _connect(url, manners)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from service.sandbox import Fault, Gate, Kind
 
@@ -38,6 +39,12 @@ def hop_faults(dice: random.Random, rate: float) -> tuple[Fault | None, ...]:
     return tuple(_drawn(dice, (*_AT_EVERY_HOP, *_REDIRECTS), rate, 0) for _ in range(SCRIPTED_REQUESTS))
 
 
+def outage_faults(dice: random.Random) -> tuple[Fault, ...]:
+    """Draw the faults of an image's requests to an API that is down."""
+    down = (Fault(Kind.STATUS), Fault(Kind.RESET))
+    return tuple(dice.choice(down) for _ in range(SCRIPTED_REQUESTS))
+
+
 def look_up_faults(dice: random.Random, rate: float) -> tuple[Fault | None, ...]:
     """Draw the faults of an order's look-ups."""
     return tuple(_drawn(dice, _LOOK_UP, rate, 0) for _ in range(SCRIPTED_REQUESTS))
@@ -67,27 +74,26 @@ def _drawn(dice: random.Random, kinds: Sequence[Kind], rate: float, size: int) -
 
 def _fault(dice: random.Random, kind: Kind, size: int, *, in_body: bool = False) -> Fault:
     """Draw the parameters of a fault; ``size`` is 0 where there is no body to be cut."""
+    chosen: dict[str, Any] = {}
     match kind:
         case Kind.STATUS:
             status = dice.choice(_FINAL_STATUSES if dice.random() < _FINAL_SHARE else _RETRIED_STATUSES)
-            return Fault(
-                kind, status=status, json_body=dice.random() < 0.5, retry_after=dice.choice(_RETRY_AFTER)
-            )
+            chosen = {"status": status, "json_body": dice.random() < 0.5, "retry_after": dice.choice(_RETRY_AFTER)}
         case Kind.PAUSE:
-            after = _cut(dice, size) if size and dice.random() < 0.5 else None
-            return Fault(kind, after_bytes=after, gate=Gate())
+            chosen = {"gate": Gate(), "after_bytes": _cut(dice, size) if size and dice.random() < 0.5 else None}
         case Kind.RESET | Kind.SILENCE | Kind.CLOSE_EARLY | Kind.CHUNKED_UNTERMINATED:
-            return Fault(kind, after_bytes=_cut(dice, size) if size and (in_body or dice.random() < 0.8) else None)
+            chosen = {"after_bytes": _cut(dice, size) if size and (in_body or dice.random() < 0.8) else None}
         case Kind.SLOW_START:
-            return Fault(kind, delay_seconds=dice.choice((0.02, 0.1, 0.3)))
+            chosen = {"delay_seconds": dice.choice((0.02, 0.1, 0.3))}
         case Kind.DRIP:
-            return Fault(kind, chunk_bytes=max(1, size // dice.randint(2, 20)), delay_seconds=0.01)
+            chosen = {"chunk_bytes": max(1, size // dice.randint(2, 20)), "delay_seconds": 0.01}
         case Kind.REDIRECT_MANY:
-            return Fault(kind, hops=dice.choice((1, 3, 5, 20)))
+            chosen = {"hops": dice.choice((1, 3, 5, 20))}
         case Kind.REDIRECT_TO:
-            return Fault(kind, location=dice.choice(_ELSEWHERE))
+            chosen = {"location": dice.choice(_ELSEWHERE)}
         case _:
-            return Fault(kind)
+            pass
+    return Fault(kind, **chosen)
 
 
 def _cut(dice: random.Random, size: int) -> int:

@@ -6,11 +6,11 @@ Pure: the same seed, number and formats give the same scenario, in every process
 import random
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from service.sandbox import Fault
-from tests.chaos.mishaps import hop_faults, look_up_faults, storage_faults
+from tests.chaos.mishaps import hop_faults, look_up_faults, outage_faults, storage_faults
 
 MAX_IMAGES = 40
 # An archive that is all or nothing rarely ends well with more images than this.
@@ -19,6 +19,8 @@ SMALL_BYTES, USUAL_BYTES, LARGE_BYTES = 300, 600_000, 6_000_000
 # Drawn pictures are encoded on request: they are few and small.
 DRAWN_WIDTH = 320
 _LARGE_SHARE = 0.01
+# Archives in whose middle the API goes down for good.
+_OUTAGE_SHARE = 0.04
 # Formats whose files end in a marker.
 _MARKED_FORMATS = frozenset({"jpeg", "png"})
 
@@ -110,6 +112,8 @@ def make_scenario(seed: int, number: int, formats: Sequence[str]) -> Scenario:
         _image(dice, rate, place, drawn_as=rendering.get("format", "jpeg") if draws else None)
         for place in range(dice.randint(1, most))
     )
+    if dice.random() < _OUTAGE_SHARE:
+        images = _with_outage(dice, images)
     changes = _changes(dice, len(images)) if dice.random() < 0.2 else ()
     return Scenario(
         number=number,
@@ -124,7 +128,7 @@ def make_scenario(seed: int, number: int, formats: Sequence[str]) -> Scenario:
         manifest_always=dice.random() < 0.4,
         rendering=rendering,
         manners=_manners(dice),
-        rate_limit=dice.choice((10, 30, 60)) if dice.random() < 0.08 else None,
+        rate_limit=dice.choice((60, 100, 150)) if dice.random() < 0.04 else None,
     )
 
 
@@ -163,6 +167,11 @@ def _image(dice: random.Random, rate: float, place: int, *, drawn_as: str | None
         # A drawn picture's size is not known here; any of them has some thousand bytes.
         storage=storage_faults(dice, rate, size or 4000, has_end_marker=marked),
     )
+
+
+def _with_outage(dice: random.Random, images: tuple[ImagePart, ...]) -> tuple[ImagePart, ...]:
+    begin = dice.randrange(len(images))
+    return images[:begin] + tuple(replace(image, api=outage_faults(dice)) for image in images[begin:])
 
 
 def _switch(dice: random.Random) -> bool | None:

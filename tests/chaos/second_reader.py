@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Buffer
 
 
 def find_unzip() -> str | None:
@@ -12,7 +11,7 @@ def find_unzip() -> str | None:
     return shutil.which("unzip")
 
 
-async def complaint_of(unzip: str, archive: Buffer) -> str | None:
+async def complaint_of(unzip: str, archive: bytes | bytearray) -> str | None:
     """Let unzip test an archive; return what it complains about, if it does."""
     with tempfile.NamedTemporaryFile(suffix=".zip") as file:
         await asyncio.to_thread(_write, file.fileno(), archive)
@@ -25,6 +24,6 @@ async def complaint_of(unzip: str, archive: Buffer) -> str | None:
     return f"exit {process.returncode}: {output.decode(errors='replace').strip()}" if process.returncode else None
 
 
-def _write(descriptor: int, archive: Buffer) -> None:
+def _write(descriptor: int, archive: bytes | bytearray) -> None:
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(archive)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,16 +67,14 @@ class Stage:
 
     async def still_running(self) -> list[RequestRecord]:
         """Return the requests to the storage which the service has not let go of in time."""
-
-        def running() -> list[RequestRecord]:
-            return [one for one in self._requests() if one.origin == "storage" and not one.finished]
-
         try:
             async with asyncio.timeout(LETTING_GO_SECONDS):
-                await self._sandbox.wait_until(lambda: not running())
+                while running := self._running():
+                    # Asked whenever any request begins or ends: hence of these few only.
+                    await self._sandbox.wait_until(lambda running=running: all(one.finished for one in running))  # type: ignore[misc]
         except TimeoutError:
-            return running()
-        return []
+            pass
+        return self._running()
 
     def asked(self) -> Asked:
         """Return what the service had to deliver, in the light of every request it made."""
@@ -88,7 +87,7 @@ class Stage:
             for shown, stem in zip(self._shown, _stems([shown.name for shown in self._shown]), strict=True)
             if not scenario.only or shown.image_id in scenario.only
         ]
-        order_grounds = [_words(one) for one in records[None] if one.fault or one.status == 429]  # noqa: PLR2004
+        order_grounds = [_words(one) for one in records[None] if one.fault or one.status == 429]
         if not self._shown:
             order_grounds.append("the order shows no image")
         return Asked(tuple(images), scenario.abort, scenario.manifest_always, tuple(order_grounds))
@@ -102,8 +101,11 @@ class Stage:
         ]
 
     def _requests(self) -> list[RequestRecord]:
-        ids = {image.image_id for image in self._scenario.images}
-        return [one for one in self._sandbox.log.records if one.order_id == self._order_id or _image_of(one) in ids]
+        records = self._sandbox.log.records
+        return [one for one in records if one.order_id == self._order_id or _image_of(one) in self._versions]
+
+    def _running(self) -> list[RequestRecord]:
+        return [one for one in self._requests() if one.origin == "storage" and not one.finished]
 
     def _build(self) -> None:
         scenario, sandbox = self._scenario, self._sandbox
@@ -156,15 +158,16 @@ class Stage:
 
     def _add(self, place: int) -> None:
         """Let one more image join the order; it counts only if that is before the look-up is answered."""
-        image = SandboxImage(f"added {place:02}.jpg", size_bytes=_ADDED_BYTES)
+        image_id = str(uuid.uuid5(uuid.UUID(self._order_id), str(place)))
+        image = SandboxImage(f"added {place:02}.jpg", image_id=image_id, size_bytes=_ADDED_BYTES)
         self._sandbox.add_image(self._order_id, image)
-        body = self._sandbox.body(image.image_id)
-        self._versions[image.image_id] = {"": hashlib.sha256(body).hexdigest()}
+        body = self._sandbox.body(image_id)
+        self._versions[image_id] = {"": hashlib.sha256(body).hexdigest()}
 
     def _expected(self, shown: _Shown, stem: str, records: list[RequestRecord]) -> Expected:
         versions = self._versions[shown.image_id]
         offered = {versions[one.fault or ""] for one in records if one.origin == "storage" and one.fault in versions}
-        grounds = [_words(one) for one in records if one.fault or one.status == 429]  # noqa: PLR2004 - too many
+        grounds = [_words(one) for one in records if one.fault or one.status == 429]
         if shown.status != "processed":
             grounds.append(f"its status is {shown.status}")
         if shown.image_id in self._changed:

@@ -1,0 +1,61 @@
+"""One caller's connection: aiohttp's own, and a limit on how long it may take to say what it wants."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from service.errors import BadRequest, problem
+
+# Which versions of what the service runs on is nobody's business.
+SERVER_NAME = "autoenhance-batch"
+
+
+class ClientConnection(web.RequestHandler):
+    """A connection which is closed unless the head of its first request is complete within ``head_seconds``.
+
+    aiohttp bounds the size of a head, and the time between requests, but not the time of the first: a client that
+    sends a byte now and then would hold its connection for ever. The head of a later request is bounded by the
+    keep-alive time-out.
+    """
+
+    __slots__ = ("_head_seconds", "_head_timer")
+
+    def __init__(self, manager: web.Server, *, head_seconds: float, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._head_seconds = head_seconds
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the timer."""
+        super().connection_made(transport)
+        loop = asyncio.get_running_loop()
+        self._head_timer = loop.call_later(self._head_seconds, transport.close)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Stop the timer."""
+        self.head_received()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP request, or too large a one, with a problem document, and close the connection."""
+        if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        document = problem(BadRequest("The request is malformed, or its head is too large."))
+        response = web.json_response(document, status=BadRequest.status, content_type="application/problem+json")
+        response.headers["Server"] = SERVER_NAME
+        response.force_close()
+        return response
+
+    def head_received(self) -> None:
+        """Stop the timer: the first request is complete."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

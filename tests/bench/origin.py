@@ -1,0 +1,151 @@
+"""The upstream of the benchmark: order and images as static files, served by nginx where it is installed.
+
+nginx is as fast as an origin gets, so what is measured is the service. The redirects are those of the real API:
+API → asset server → storage. With a delay, or without nginx, a small aiohttp server takes its place.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+ORDER_ID = "be9c0000-0000-4000-8000-000000000001"
+JPEG_START, JPEG_END = b"\xff\xd8\xff\xe0", b"\xff\xd9"
+IMAGE, WHOLE = "image.jpg", "whole.bin"
+
+_NGINX = """
+daemon off; worker_processes 1; error_log stderr crit; pid {folder}/nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000; types {{ }} default_type image/jpeg;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  server {{
+    listen 127.0.0.1:{api_port};
+    location ~ ^/v3/orders/ {{ default_type application/json; alias {folder}/order.json; }}
+    location /v3/images/ {{ return 302 /asset$request_uri; }}
+    location /asset/ {{ return 302 http://127.0.0.1:{storage_port}/{image}?of=$request_uri; }}
+  }}
+  server {{ listen 127.0.0.1:{storage_port}; root {folder}; }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A running origin: the API's base address, and the address of one body as large as all images together."""
+
+    api_base: str
+    whole_url: str
+    image_url: str
+    server: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the order consists of: so many images of so many bytes each."""
+
+    images: int
+    image_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all images."""
+        return self.images * self.image_bytes
+
+
+def write_files(folder: Path, load: Load) -> None:
+    """Write the order, the one image that all of its images are, and a sparse body of the same size in all."""
+    images = [{"image_id": f"image-{n}", "image_name": f"{n}.jpg", "status": "processed"} for n in range(load.images)]
+    order = {"order_id": ORDER_ID, "name": "Benchmark", "images": images}
+    (folder / "order.json").write_text(json.dumps(order), encoding="ascii")
+    filling = os.urandom(load.image_bytes - len(JPEG_START) - len(JPEG_END))
+    (folder / IMAGE).write_bytes(JPEG_START + filling + JPEG_END)
+    with (folder / WHOLE).open("wb") as whole:
+        whole.truncate(load.total_bytes)
+
+
+@asynccontextmanager
+async def running_origin(folder: Path, *, delay_seconds: float = 0.0) -> AsyncIterator[Origin]:
+    """Serve the files of ``folder``; ``delay_seconds`` pass before the first byte of each image."""
+    if delay_seconds or shutil.which("nginx") is None:
+        async with _aiohttp_origin(folder, delay_seconds) as origin:
+            yield origin
+        return
+    api_port, storage_port = _free_ports(2)
+    config = folder / "nginx.conf"
+    config.write_text(_NGINX.format(folder=folder, api_port=api_port, storage_port=storage_port, image=IMAGE))
+    process = await asyncio.create_subprocess_exec("nginx", "-c", str(config), "-p", str(folder))
+    try:
+        await _listening(storage_port)
+        yield _origin(api_port, storage_port, "nginx")
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def _aiohttp_origin(folder: Path, delay_seconds: float) -> AsyncIterator[Origin]:
+    api_port, storage_port = _free_ports(2)
+
+    async def order(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=(folder / "order.json").read_bytes(), content_type="application/json")
+
+    async def enhanced(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"Location": f"/asset{request.raw_path}"})
+
+    async def asset(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"Location": f"http://127.0.0.1:{storage_port}/{IMAGE}"})
+
+    async def stored(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(delay_seconds)
+        return web.FileResponse(folder / request.match_info["name"], headers={"Content-Type": "image/jpeg"})
+
+    api, storage = web.Application(), web.Application()
+    api.router.add_get("/v3/orders/{order}", order)
+    api.router.add_get("/v3/images/{image}/enhanced", enhanced)
+    api.router.add_get("/asset/{tail:.*}", asset)
+    storage.router.add_get("/{name}", stored)
+    runners = [web.AppRunner(app, access_log=None) for app in (api, storage)]
+    for runner, port in zip(runners, (api_port, storage_port), strict=True):
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield _origin(api_port, storage_port, "aiohttp")
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+
+
+def _origin(api_port: int, storage_port: int, server: str) -> Origin:
+    storage = f"http://127.0.0.1:{storage_port}"
+    return Origin(f"http://127.0.0.1:{api_port}/v3", f"{storage}/{WHOLE}", f"{storage}/{IMAGE}", server)
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+async def _listening(port: int) -> None:
+    for _ in range(200):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.02)
+            continue
+        writer.close()
+        return
+    raise TimeoutError("the origin does not listen")

@@ -1,0 +1,333 @@
+"""The documents say what the code does: every table, link, target and command in them is checked against it."""
+
+import ast
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+from prometheus_client import Counter
+from prometheus_client.metrics import MetricWrapperBase
+from yarl import URL
+
+from service.archive.plan import PARAMETERS, ArchiveOptions
+from service.archive.report import MANIFEST_NAME, PLAIN_WORDS, Retry
+from service.errors import concrete_errors
+from service.metrics import Metrics
+from service.model import ImageOptions, Reason
+from service.sandbox import Kind
+from service.settings import Settings, describe_settings
+from tests.archives import download
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+EXAMPLE_ENVIRONMENT = (ROOT / ".env.example").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+# Where README says the service is; the commands are run against another port.
+DOCUMENTED_ADDRESS = "localhost:8000"
+# What README writes for "none of these".
+NO_LABEL = "\N{EN DASH}"
+NOT_RUN = "<!-- not run:"
+STARTING_SECONDS = 30
+COMMAND_SECONDS = 60
+
+# Different in each download, or drawn by whatever version of Pillow is installed.
+_VOLATILE = frozenset({"archive_id", "created_at", "bytes", "size", "crc32", "sha256"})
+
+LOG_METHODS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
+AGAIN = {Retry.NOW: "yes", Retry.LATER: "later", Retry.POINTLESS: "no"}
+
+
+class Block(NamedTuple):
+    """A fenced block of a document: its language, its text, and whether it says that it is not to be run."""
+
+    language: str
+    text: str
+    run: bool
+
+
+def blocks_of(document: str) -> list[Block]:
+    """Return the fenced blocks of a document in their order."""
+    found = re.finditer(
+        r"^(?P<note><!-- [^\n]*\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", document, re.MULTILINE | re.DOTALL
+    )
+    return [Block(one["language"], one["text"], not (one["note"] or "").startswith(NOT_RUN)) for one in found]
+
+
+def prose_of(document: str) -> str:
+    """Return a document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", document, flags=re.MULTILINE | re.DOTALL)
+
+
+def table(first_heading: str) -> dict[str, list[str]]:
+    """Return README's table whose first column has this heading: the other cells of each row by its first, bare."""
+    match = re.search(rf"^\| {first_heading} \|.*\n\| ---.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert match, f"README has no table of {first_heading}"
+    rows = [[cell.strip().strip("`") for cell in line.strip("| \n").split(" | ")] for line in match[1].splitlines()]
+    assert len(rows) == len({row[0] for row in rows}), "a row stands there twice"
+    return {row[0]: row[1:] for row in rows}
+
+
+def documented(default: str) -> str:
+    """Return a default as README writes it."""
+    return "none" if default == "(none)" else default
+
+
+def test_settings_of_readme() -> None:
+    """README lists every setting with its default, and no other."""
+    expected = {name: documented(default) for name, default, _ in describe_settings()}
+    assert {name: row[0] for name, row in table("Setting").items()} == expected
+
+
+def test_settings_of_the_example_environment(tmp_path: Path) -> None:
+    """.env.example shows every setting with its default, and only the key is set in it."""
+    lines = re.findall(r"^(# )?([A-Z][A-Z_]+)=(.*)$", EXAMPLE_ENVIRONMENT, re.MULTILINE)
+    defaults = {name: "" if default == "(none)" else default for name, default, _ in describe_settings()}
+    key = {name: value for off, name, value in lines if not off}
+    assert list(key) == ["AUTOENHANCE_API_KEY"]
+    assert sorted(name for _, name, _ in lines) == sorted(defaults)
+    assert {name: value for off, name, value in lines if off} == {
+        name: default for name, default in defaults.items() if name not in key
+    }
+    everything_on = tmp_path / ".env"
+    everything_on.write_text("".join(f"{name}={value}\n" for _, name, value in lines), encoding="utf-8")
+    with_file = Settings(_env_file=everything_on).model_dump(exclude={"autoenhance_api_key"})
+    assert with_file == Settings().model_dump(exclude={"autoenhance_api_key"})
+
+
+def test_settings_have_a_comment_in_the_example_environment() -> None:
+    """Above each setting of .env.example stands what it means."""
+    paragraphs = [one for one in EXAMPLE_ENVIRONMENT.split("\n\n") if re.search(r"^(# )?[A-Z_]+=", one, re.MULTILINE)]
+    assert all(re.match(r"# [A-Z*a-z].*\n(# )?[A-Z_]+=.*\n?\Z", one) for one in paragraphs)
+
+
+def test_parameters() -> None:
+    """README lists every query parameter with its default, and no other."""
+    values: dict[str, Any] = {}
+    for options in (ArchiveOptions(), ImageOptions()):
+        values |= {one.name: getattr(options, one.name) for one in fields(options)}
+    written = {name: _as_written(values[name]) for name in PARAMETERS}
+    assert {name: row[0] for name, row in table("Parameter").items()} == {**written, "only": "all"}
+
+
+def _as_written(value: object) -> str:
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_problems() -> None:
+    """README lists every problem type with its status, and no other."""
+    expected = {error.slug: str(error.status) for error in concrete_errors()}
+    assert {slug: row[0] for slug, row in table("Slug").items()} == expected
+
+
+def test_reasons() -> None:
+    """README lists every reason, and whether trying again helps as the report says it."""
+    expected = {reason.value: AGAIN[PLAIN_WORDS[reason][1]] for reason in Reason}
+    assert {reason: row[1] for reason, row in table("Reason").items()} == expected
+
+
+def test_faults() -> None:
+    """README's table of faults covers every way in which the sandbox can misbehave."""
+    named = [kind.strip() for kinds in re.findall(r"<!-- kinds: (.*?) -->", README) for kind in kinds.split(",")]
+    assert sorted(named) == sorted(kind.value for kind in Kind)
+
+
+def test_metrics() -> None:
+    """README lists every metric with its type and labels, and no other."""
+    expected = {}
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, MetricWrapperBase):
+            name = f"{metric._name}_total" if isinstance(metric, Counter) else metric._name
+            expected[name] = [metric._type, ", ".join(metric._labelnames)]
+    rows = table("Metric").items()
+    assert {name: [row[0], row[1].replace("`", "").removeprefix(NO_LABEL)] for name, row in rows} == expected
+
+
+def log_events() -> dict[str, set[str]]:
+    """Return the names of all events that the service's code logs, with their levels."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "service").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in LOG_METHODS and re.search(r"\b_?log(ger)?$", ast.unparse(node.func.value)):
+                name = node.args[0]
+                assert isinstance(name, ast.Constant), f"{path}:{node.lineno}: an event's name must be a literal"
+                level = "error" if node.func.attr == "exception" else node.func.attr
+                found.setdefault(str(name.value), set()).add(level)
+    return found
+
+
+def test_log_events() -> None:
+    """README lists every log event with its level, and no other."""
+    assert {name: {row[0]} for name, row in table("Event").items()} == log_events()
+
+
+def anchors_of(document: str) -> set[str]:
+    """Return the anchors which headings get: lower case, without punctuation, spaces as hyphens."""
+    headings = re.findall(r"^#+ (.+)$", prose_of(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links(name: str) -> None:
+    """Every relative link leads to a file that exists, and every anchor to a heading."""
+    document = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(document)):
+        path, _, anchor = target.partition("#")
+        if path.startswith("https://"):
+            continue
+        assert not path or (ROOT / path).exists(), target
+        if anchor:
+            assert anchor in anchors_of(document if not path else (ROOT / path).read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md", ".env.example", ".pre-commit-config.yaml"])
+def test_make_targets(name: str) -> None:
+    """Every make target that is mentioned exists and has a line in ``make``'s own help."""
+    document = (ROOT / name).read_text(encoding="utf-8")
+    code = [*re.findall(r"`([^`\n]+)`", prose_of(document)), *(block.text for block in blocks_of(document))]
+    helped = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+    mentioned = {target for text in code for target in re.findall(r"^(?:\S+=\S* )*make ([a-z-]+)", text, re.MULTILINE)}
+    assert mentioned <= helped
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files(name: str) -> None:
+    """Every file and folder of the project that is named exists."""
+    code = re.findall(r"`([^`\n]+)`", prose_of(DOCUMENTS[name]))
+    paths = [one for one in code if re.fullmatch(r"[\w./-]+(\.(py|md|toml|lock|yaml|example)|(?<=\w)/)", one)]
+    assert len(paths) > 5
+    assert [path for path in paths if path != "/problems/" and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_samples_parse(name: str) -> None:
+    """Every JSON, Python and shell block is well-formed."""
+    for block in blocks_of(DOCUMENTS[name]):
+        assert block.language in {"sh", "text", "json", "python", "nginx"}
+        if block.language == "json":
+            json.loads(block.text)
+        elif block.language == "python":
+            ast.parse(block.text)
+        elif block.language == "sh":
+            subprocess.run(["sh", "-n"], input=block.text.encode(), check=True)
+
+
+@pytest.fixture(scope="module")
+def sandboxed_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The host and port of a service started with its sandbox, as ``make sandbox`` does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "serve", "--sandbox", "--port", "0"],
+        stdout=subprocess.PIPE,
+        cwd=tmp_path_factory.mktemp("service"),
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOST": "127.0.0.1", "LOG_FORMAT": "json"},
+    )
+    started: queue.Queue[str] = queue.Queue()
+    # The log is read all the time: a full pipe would stop the process.
+    reading = threading.Thread(target=_read_log, args=(process, started))
+    reading.start()
+    try:
+        yield started.get(timeout=STARTING_SECONDS)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        reading.join()
+
+
+def _read_log(process: subprocess.Popen[bytes], started: queue.Queue[str]) -> None:
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "service.started":
+                started.put(event["url"].removeprefix("http://"))
+
+
+def runnable() -> list[tuple[str, str | None]]:
+    """Return README's commands that use curl, each with the output which README shows behind it."""
+    blocks = blocks_of(README)
+    followers = [*blocks[1:], Block("", "", run=False)]
+    return [
+        (block.text, behind.text if behind.language == "text" else None)
+        for block, behind in zip(blocks, followers, strict=True)
+        if block.language == "sh" and block.run and re.search(r"^curl ", block.text, re.MULTILINE)
+    ]
+
+
+def test_few_blocks_are_not_run() -> None:
+    """Only what needs a real key is marked as not to be run."""
+    marked = [block.text for block in blocks_of(README) if not block.run]
+    assert len(marked) == README.count(NOT_RUN) == 2
+    assert all("AUTOENHANCE_API_KEY" in text or "$ORDER_ID" in text for text in marked)
+
+
+@pytest.mark.parametrize(("command", "output"), [pytest.param(*one, id=str(n)) for n, one in enumerate(runnable())])
+def test_commands(command: str, output: str | None, sandboxed_service: str, tmp_path: Path) -> None:
+    """The curl commands of README work as they stand, and give the output that README shows."""
+    _require_tools(command)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command.replace(DOCUMENTED_ADDRESS, sandboxed_service)],
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    if output is not None:
+        pattern = re.escape(output).replace("…", ".+")
+        assert re.fullmatch(pattern, done.stdout.decode().replace("\r\n", "\n")), done.stdout.decode()
+
+
+def _require_tools(command: str) -> None:
+    for tool in ("curl", "unzip"):
+        if tool not in command or shutil.which(tool) is not None:
+            continue
+        if os.environ.get("CI"):
+            pytest.fail(f"{tool} is not installed")
+        pytest.skip(f"{tool} is not installed")
+
+
+def sample_manifest() -> Any:
+    """Return the manifest that README shows."""
+    (sample,) = (json.loads(block.text) for block in blocks_of(README) if block.language == "json")
+    return sample
+
+
+async def test_sample_manifest(sandboxed_service: str, client: aiohttp.ClientSession) -> None:
+    """README's manifest is what its command gives, but for what differs from download to download."""
+    (command,) = (text for text, _ in runnable() if MANIFEST_NAME in text)
+    (address,) = re.findall(r'"(http://.+?)"', command)
+    found = await download(client, URL(address.replace(DOCUMENTED_ADDRESS, sandboxed_service), encoded=True))
+    real = json.loads(found[MANIFEST_NAME].decode().replace(sandboxed_service, DOCUMENTED_ADDRESS))
+    assert _shape(sample_manifest()) == _shape(real)
+
+
+def _shape(value: Any) -> Any:
+    """Return a JSON value with the order of its keys, and the type only of what is volatile."""
+    if isinstance(value, Mapping):
+        return [(key, type(one).__name__ if key in _VOLATILE else _shape(one)) for key, one in value.items()]
+    return [_shape(one) for one in value] if isinstance(value, list) else value
+
+
+def test_manifest_keys_are_explained() -> None:
+    """README's table of the manifest names keys that exist."""
+    sample = sample_manifest()
+    for row in table("Key"):
+        for key in row.replace("`", "").split(", "):
+            part = sample["images"][0] if "images[]" in row else sample
+            assert key.removeprefix("images[].") in part
