@@ -153,7 +153,7 @@ async def slow_clients(folder: Path) -> list[str]:
 async def run(rounds: int, *, quick: bool) -> None:
     """Measure everything and print the tables."""
     with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)  # noqa: PTH101 - nginx's workers are another user
+        os.chmod(name, 0o755)  # noqa: PTH101, S103 - nginx's workers are another user
         folder = Path(name)
         rows = [
             await against_passthrough(folder, LARGE_IMAGES, rounds, "50 x 4 MiB"),
