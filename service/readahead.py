@@ -24,8 +24,9 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from service.model import DownloadEvent, Interrupted, Opened
 
-# How far the head may run ahead of its reader: enough that reading and writing overlap, little enough not to count.
-HEAD_BYTES = 256 * 1024
+# How far the head may run ahead of its reader: with the chunk that goes beyond it, enough that reading and writing
+# overlap; little enough not to count.
+HEAD_BYTES = 64 * 1024
 # What a buffered chunk costs besides its bytes (object, queue slot): so a drip of one-byte chunks is bounded too.
 CHUNK_OVERHEAD_BYTES = 128
 
