@@ -6,7 +6,7 @@ LOCKS  := deploy/requirements.lock deploy/requirements-dev.lock
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run sandbox test bench chaos check fmt fmt-check lint types lock clean
+.PHONY: help setup demo run sandbox test soak bench chaos check fmt fmt-check lint types lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,14 @@ sandbox: $(STAMP) ## start the service with its stand-in upstream: no API key, n
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)
 
+soak: $(STAMP) ## run the tests of huge archives (minutes; 12 GiB of disk)
+	@$(BIN)/python -m pytest -q -m soak tests/test_soak.py $(ARGS)
+
 bench: $(STAMP) ## measure speed and memory against the ceiling of the stack (minutes; wants a quiet machine)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-chaos: $(STAMP) ## run archives under random faults; SECONDS=60 SEED=1 by default
-	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+chaos: $(STAMP) ## run archives under random faults for a minute (SECONDS=600 SEED=7 to change that)
+	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 check: fmt-check lint types ## what CI checks besides the tests: format, lint, types
 

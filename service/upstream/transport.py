@@ -156,7 +156,12 @@ class Transport:
         content = response.content
         if content.exception() is None and (ready := content.read_nowait()):
             return ready  # no wait, hence no timer
-        return await self._timed(content.readany())
+        try:
+            return await self._timed(content.readany())
+        except RuntimeError as error:
+            # aiohttp 3.14: when a chunk breaks the framing behind delivered data, the connection is closed, but the
+            # body gets neither an error nor an end, and a read that comes later fails like this.
+            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the answer's framing is broken")) from error
 
     async def _follow(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         hops = 0

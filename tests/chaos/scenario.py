@@ -19,8 +19,8 @@ SMALL_BYTES, USUAL_BYTES, LARGE_BYTES = 300, 600_000, 6_000_000
 # Drawn pictures are encoded on request: they are few and small.
 DRAWN_WIDTH = 320
 _LARGE_SHARE = 0.01
-# Archives in whose middle the API goes down for good.
-_OUTAGE_SHARE = 0.04
+# Archives in whose middle the API goes down for good; many of those that must then be broken off.
+_OUTAGE_SHARE, _OUTAGE_SHARE_ALL_OR_NOTHING = 0.03, 0.3
 # Formats whose files end in a marker.
 _MARKED_FORMATS = frozenset({"jpeg", "png"})
 
@@ -112,7 +112,7 @@ def make_scenario(seed: int, number: int, formats: Sequence[str]) -> Scenario:
         _image(dice, rate, place, drawn_as=rendering.get("format", "jpeg") if draws else None)
         for place in range(dice.randint(1, most))
     )
-    if dice.random() < _OUTAGE_SHARE:
+    if dice.random() < (_OUTAGE_SHARE_ALL_OR_NOTHING if abort else _OUTAGE_SHARE):
         images = _with_outage(dice, images)
     changes = _changes(dice, len(images)) if dice.random() < 0.2 else ()
     return Scenario(

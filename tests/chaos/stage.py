@@ -16,8 +16,8 @@ from tests.chaos.scenario import DRAWN_WIDTH, Change, ImagePart, PlannedChange, 
 
 # A pause of the storage: shorter than the service waits.
 PAUSE_SECONDS = 0.15
-# A service that lets go of its requests does it at once; the rest is the machine's own delay.
-LETTING_GO_SECONDS = 3.0
+# The service promises to stop every upstream request within a second of its caller's leaving.
+LETTING_GO_SECONDS = 1.0
 # Of look-ups at which the order is shown; more than the service makes for one archive.
 _LOOK_UPS = 20
 _ADDED_BYTES = 5000

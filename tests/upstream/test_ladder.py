@@ -352,3 +352,19 @@ async def test_fault_of_our_own_breaks_the_connection(
     monkeypatch.setattr(ArchiveWriter, "finish", fail)
     with pytest.raises(aiohttp.ClientPayloadError):
         await download(client, images_url(service, order.order_id))
+
+
+async def test_malformed_chunk_behind_delivered_data(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A body whose chunked framing breaks while it waits in a full buffer is tried again like any other break."""
+    service = await start_service(image_timeout_seconds=0.6, image_attempts=5, read_ahead_bytes=100_000)
+    small = [SandboxImage(f"{n}.jpg", size_bytes=50_000, content_lengths=False) for n in range(1, 5)]
+    order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=6_000_000), *small])
+    for image in order.images[1:]:
+        sandbox.faults.script(image.image_id, [Fault(Kind.LONGER)])
+    found = await download(client, images_url(service, order.order_id))
+    assert {name: len(data) for name, data in found.items()} == {
+        "0.jpg": 6_000_000,
+        **{f"{n}.jpg": 50_000 for n in range(1, 5)},
+    }
