@@ -2,8 +2,12 @@
 
 Every judge takes the path of an archive and returns what it found, ``{entry name: content}``; it raises
 ``Refused`` if the program complains. A program that is not installed skips the test, in CI (``CI`` set) it fails it.
+
+For archives that nobody wants to hold or unpack there are the same programs as pourers: they return the size and
+hash of all contents, one after the other in the order in which the program finds them.
 """
 
+import hashlib
 import io
 import os
 import shutil
@@ -11,16 +15,30 @@ import struct
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+
+class Contents(NamedTuple):
+    """All contents of an archive, as if they were one."""
+
+    size: int
+    sha256: str
+
+
 Judge = Callable[[Path], dict[str, bytes]]
+Pourer = Callable[[Path], Contents]
 
 _TIMEOUT_SECONDS = 60
+_PIECE_BYTES = 1024 * 1024
 
 # The entries as frames: name length, name, content length, content. A file system in between would change names.
+# Or, to pour, only their contents.
 _JAVA_READER = """
 import java.io.*;
 import java.nio.charset.StandardCharsets;
@@ -28,25 +46,36 @@ import java.util.*;
 import java.util.zip.*;
 
 public class Reader {
+    static boolean pour;
+
     public static void main(String[] args) throws IOException {
-        var out = new DataOutputStream(new BufferedOutputStream(System.out));
+        var out = new DataOutputStream(new BufferedOutputStream(new FileOutputStream(FileDescriptor.out)));
+        pour = args.length > 2;
         if (args[0].equals("file")) {
             try (var zip = new ZipFile(args[1])) {
                 for (ZipEntry entry : Collections.list(zip.entries())) {
-                    put(out, entry, zip.getInputStream(entry).readAllBytes());
+                    put(out, entry, zip.getInputStream(entry));
                 }
             }
         } else {
             try (var zip = new ZipInputStream(System.in)) {
                 for (ZipEntry entry; (entry = zip.getNextEntry()) != null; ) {
-                    put(out, entry, zip.readAllBytes());
+                    put(out, entry, zip);
                 }
             }
         }
         out.flush();
     }
 
-    static void put(DataOutputStream out, ZipEntry entry, byte[] content) throws IOException {
+    static void put(DataOutputStream out, ZipEntry entry, InputStream data) throws IOException {
+        if (pour) {
+            var piece = new byte[256 * 1024];
+            for (int length; (length = data.read(piece)) > 0; ) {
+                out.write(piece, 0, length);
+            }
+            return;
+        }
+        byte[] content = data.readAllBytes();
         byte[] name = entry.getName().getBytes(StandardCharsets.UTF_8);
         out.writeInt(name.length);
         out.write(name);
@@ -107,6 +136,46 @@ CENTRAL_DIRECTORY_READERS = [
 STREAM_READERS = [pytest.param(judge, id=judge.__name__) for judge in (bsdtar_stream, java_zip_input_stream)]
 
 
+def _python_pours(archive: Path) -> Contents:
+    with zipfile.ZipFile(archive) as opened:
+        return _contents(piece for info in opened.infolist() for piece in _pieces(opened, info))
+
+
+def _unzip_pours(archive: Path) -> Contents:
+    return _poured([_tool("unzip"), "-p", str(archive)])
+
+
+def _seven_zip_pours(archive: Path) -> Contents:
+    return _poured([_tool("7zz", "7z"), "x", "-so", str(archive)])
+
+
+def _bsdtar_pours(archive: Path) -> Contents:
+    return _poured([_tool("bsdtar"), "-xOf", str(archive)])
+
+
+def _java_pours(archive: Path) -> Contents:
+    return _java_pours_by("file", archive)
+
+
+def _bsdtar_pours_a_stream(archive: Path) -> Contents:
+    return _poured([_tool("bsdtar"), "-xOf", "-"], piped=archive)
+
+
+def _java_pours_a_stream(archive: Path) -> Contents:
+    return _java_pours_by("stream", archive)
+
+
+POURERS: dict[Judge, Pourer] = {
+    python_zipfile: _python_pours,
+    info_zip: _unzip_pours,
+    seven_zip: _seven_zip_pours,
+    bsdtar: _bsdtar_pours,
+    java_zip_file: _java_pours,
+    bsdtar_stream: _bsdtar_pours_a_stream,
+    java_zip_input_stream: _java_pours_a_stream,
+}
+
+
 def _tool(*names: str) -> str:
     """Find an installed program by one of its names."""
     for name in names:
@@ -126,16 +195,27 @@ def _extracted(command: Callable[[str], list[str]], *, stdin: bytes = b"") -> di
 
 
 def _read_by_java(mode: str, archive: Path) -> dict[str, bytes]:
+    with _java_reader() as command:
+        frames = io.BytesIO(_run([*command, mode, str(archive)], archive.read_bytes()))
+    found = {}
+    while name := _frame(frames):
+        found[name.decode()] = _frame(frames)
+    return found
+
+
+def _java_pours_by(mode: str, archive: Path) -> Contents:
+    with _java_reader() as command:
+        return _poured([*command, mode, str(archive), "pour"], piped=archive if mode == "stream" else None)
+
+
+@contextmanager
+def _java_reader() -> Iterator[list[str]]:
     java = _tool("java")
     _tool("javac")  # a run-time environment alone cannot start a source file
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "Reader.java")
         source.write_text(_JAVA_READER, encoding="ascii")
-        frames = io.BytesIO(_run([java, str(source), mode, str(archive)], archive.read_bytes()))
-    found = {}
-    while name := _frame(frames):
-        found[name.decode()] = _frame(frames)
-    return found
+        yield [java, str(source)]
 
 
 def _frame(frames: io.BytesIO) -> bytes:
@@ -152,3 +232,37 @@ def _run(command: list[str], stdin: bytes) -> bytes:
     if done.returncode:
         raise Refused(f"{command[0]} exited {done.returncode}: {(done.stderr or done.stdout).decode(errors='replace')}")
     return done.stdout
+
+
+def _poured(command: list[str], piped: Path | None = None) -> Contents:
+    """Run a program that writes contents to its standard output; ``piped`` comes to it through a real pipe."""
+    with ExitStack() as stack:
+        errors = stack.enter_context(tempfile.TemporaryFile())
+        source = None
+        if piped is not None:
+            # A file as standard input is no pipe: bsdtar would seek in it.
+            source = stack.enter_context(subprocess.Popen([_tool("cat"), str(piped)], stdout=subprocess.PIPE)).stdout
+        program = stack.enter_context(
+            subprocess.Popen(command, stdin=source or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        )
+        if source is not None:
+            source.close()  # the program has its own; if it gives up, cat must notice
+        assert program.stdout is not None
+        contents = _contents(iter(partial(program.stdout.read, _PIECE_BYTES), b""))
+        if program.wait():
+            errors.seek(0)
+            raise Refused(f"{command[0]} exited {program.returncode}: {errors.read().decode(errors='replace')}")
+    return contents
+
+
+def _pieces(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    with opened.open(info) as file:
+        yield from iter(partial(file.read, _PIECE_BYTES), b"")
+
+
+def _contents(pieces: Iterable[bytes]) -> Contents:
+    size, digest = 0, hashlib.sha256()
+    for piece in pieces:
+        size += len(piece)
+        digest.update(piece)
+    return Contents(size, digest.hexdigest())

@@ -7,12 +7,13 @@ import json
 import zipfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from service.archive.plan import ArchiveOptions, ArchivePlan, ManifestMode, OnError, plan_archive
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext
+from service.archive.writer import Layout
 from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, NothingToDeliver
 from service.model import (
     DownloadEvent,
@@ -101,7 +102,9 @@ class Run:
         every = dict.fromkeys([*(readiness or {}), *scripts])
         images = [Image(key, f"{key}.heic", (readiness or {}).get(key, Readiness.READY)) for key in every]
         order = Order("order-1", "Villa Rosa", busy=False, images=images)
-        self.plan: ArchivePlan = plan_archive(order, options or ArchiveOptions(), max_images=1000)
+        # Stored, so that a piece can be told by the bytes that the image consists of.
+        chosen = replace(options or ArchiveOptions(), layout=Layout.STORED)
+        self.plan: ArchivePlan = plan_archive(order, chosen, max_images=1000)
         self.source = Source(scripts)
         self.counted: list[Outcome] = []
         self.total = Budget(10**6)

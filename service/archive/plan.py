@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from service.archive.naming import entry_stems
+from service.archive.writer import Layout
 from service.errors import (
     ImageNotInOrder,
     InvalidOrderId,
@@ -57,6 +58,7 @@ class ArchiveOptions:
     only: tuple[str, ...] = ()
     on_error: OnError = OnError.REPORT
     manifest: ManifestMode = ManifestMode.AUTO
+    layout: Layout = Layout.STREAMABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,8 @@ def parse_options(query: Iterable[tuple[str, str]]) -> ArchiveOptions:
             raise RepeatedParameter(name, f"The parameter {name!r} is given more than once.")
         else:
             values[name] = _PARSERS[name](name, text)
-    on_error = values.pop("on_error", OnError.REPORT)
-    manifest = values.pop("manifest", ManifestMode.AUTO)
-    return ArchiveOptions(ImageOptions(**values), tuple(dict.fromkeys(only)), on_error, manifest)
+    of_archive = {name: values.pop(name) for name in _ARCHIVE_PARAMETERS & values.keys()}
+    return ArchiveOptions(ImageOptions(**values), tuple(dict.fromkeys(only)), **of_archive)
 
 
 def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> ArchivePlan:
@@ -226,6 +227,9 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "finetune": _boolean,
     "on_error": _one_of(tuple(OnError), OnError),
     "manifest": _one_of(tuple(ManifestMode), ManifestMode),
+    "layout": _one_of(tuple(Layout), Layout),
 }
+# Those that are not about the single image.
+_ARCHIVE_PARAMETERS = {"on_error", "manifest", "layout"}
 # Every query parameter of an archive, by name.
 PARAMETERS = (*_PARSERS, "only")

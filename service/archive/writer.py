@@ -1,15 +1,19 @@
 """ZIP framing without I/O: names and chunks go in, the bytes to send come out.
 
 The only file that knows zipstream-ng, which has no types; nothing private of it is touched. It is driven without
-a thread: a generator is our "file". It never sees the data, which for stored entries goes out as it came in: at an
-entry's end it is given one stand-in with the data's length and CRC-32, and makes the descriptor and the directory
-record from that. The checksum is then isal's, ten times as fast as zlib's, which zipstream-ng would use: that was a
-fifth of the CPU time of an archive of large images.
+a thread: a generator is our "file". It never sees the data: at an entry's end it is given one stand-in with the
+length of what was sent for the data and the data's CRC-32, and makes the descriptor and the directory record from
+that. The checksum is then isal's, ten times as fast as zlib's, which zipstream-ng would use: that was a fifth of the
+CPU time of an archive of large images.
+
+To zipstream-ng every entry is a stored one. In the streamable layout what is sent are deflate blocks of our own
+making, and the fields that tell the two apart, method and size, are put right in each record that it hands out.
+zlib's blocks would cost copies, and come up to 64 KiB late.
 """
 
 import struct
 from collections.abc import Generator, Iterator, Sequence
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Final, Self
 
 from isal import isal_zlib
@@ -23,9 +27,29 @@ LARGEST_WITHOUT_ZIP64: Final = 2**31 - 1
 # The central directory comes record by record, about 80 bytes each; sent singly they would cost a write each.
 _TAIL_PIECE_BYTES: Final = 64 * 1024
 
-# Data descriptors with signature (APPNOTE 4.3.9), CRC-32, compressed size and size, by length: plain and Zip64.
-_DESCRIPTORS: Final = {layout.size: layout for layout in (struct.Struct("<4xLLL"), struct.Struct("<4xLQQ"))}
+# Data descriptors (APPNOTE 4.3.9): signature, CRC-32, compressed size and size, by length: plain and Zip64.
+_DESCRIPTORS: Final = {form.size: form for form in (struct.Struct("<4sLLL"), struct.Struct("<4sLQQ"))}
 
+# Compression methods (APPNOTE 4.4.5).
+_METHOD_STORED: Final = 0
+_METHOD_DEFLATED: Final = 8
+# Where the local header (APPNOTE 4.3.7) has its method, the length of the name and the length of the extra field.
+_HEADER_METHOD: Final = 8
+_HEADER_LENGTHS: Final = 26
+# Where a directory record (APPNOTE 4.3.12) has its signature and method, its size, the length of its name, its name.
+_RECORD_SIGNATURE: Final = b"PK\x01\x02"
+_RECORD_METHOD: Final = 10
+_RECORD_SIZE: Final = 24
+_RECORD_NAME_LENGTH: Final = 28
+_RECORD_NAME: Final = 46
+# The size that says to look into the Zip64 field behind the name, where it comes first (APPNOTE 4.5.3).
+_SIZE_IN_ZIP64: Final = 0xFFFF_FFFF
+_ZIP64_SIZE: Final = 4
+
+# Deflate's stored blocks (RFC 1951 section 3.2.4): type and padding to the byte, length, its complement; the data.
+_BLOCK_HEADER: Final = struct.Struct("<BHH")
+_LARGEST_BLOCK: Final = 0xFFFF
+_LAST_BLOCK: Final = _BLOCK_HEADER.pack(1, 0, 0xFFFF)
 
 # The generator polynomial of CRC-32, reflected (ISO 3309; APPNOTE 4.4.7).
 _POLYNOMIAL: Final = 0xEDB88320
@@ -44,6 +68,17 @@ class _StandIn(bytes):
 
     def __len__(self) -> int:
         return self._size
+
+
+class Layout(StrEnum):
+    """How entries lie in the archive, compressed in neither.
+
+    ``stored``: as they are, so that not every program which unpacks a pipe can tell where one ends. ``streamable``: in
+    deflate blocks, which show their own end.
+    """
+
+    STORED = "stored"
+    STREAMABLE = "streamable"
 
 
 class ArchiveStateError(RuntimeError):
@@ -76,16 +111,17 @@ class ArchiveWriter:
     do not see it, and its name is free again. One exception is known: 7-Zip shows rolled-back entries at the very
     beginning of an archive as files, so the first entry should be the one that is least likely to break.
 
-    Images are stored, not compressed. zipstream-ng writes the size behind the data, so what is promised at
+    Nothing is compressed, in either layout. zipstream-ng writes the size behind the data, so what is promised at
     opening only decides about Zip64. Without a promise it would always choose Zip64, and Safari keeps only the
     first file of an archive that starts so; an entry of unknown size is therefore announced as small, and broken
     off with ``EntrySizeMismatch`` before it outgrows that.
     """
 
-    def __init__(self) -> None:
-        # Another layout (deflate blocks, for readers that cannot seek) is another compress_type here, and bytes
-        # flushed ahead of the descriptor when an entry ends.
+    def __init__(self, layout: Layout = Layout.STORED) -> None:
         self._zip = ZipStream(compress_type=ZIP_STORED)
+        self._in_blocks = layout is Layout.STREAMABLE
+        # What must follow the last byte of an entry, whole or rolled back.
+        self._end_of_data = _LAST_BLOCK if self._in_blocks else b""
         self._state = _State.IDLE
         self._bytes_out = 0
         self._entries: list[Entry] = []
@@ -94,7 +130,9 @@ class ArchiveWriter:
         # Of the open entry:
         self._name = ""
         self._promised: int | None = None
+        self._zip64 = False
         self._written = 0
+        self._packed = 0  # what was sent for it
         self._crc32 = 0
         self._framing: Generator[bytes, None, bool] | None = None
 
@@ -116,26 +154,32 @@ class ArchiveWriter:
         _check_name(name)
         if size is not None and size < 0:
             raise ValueError(f"an entry cannot have {size} bytes")
-        # For an entry of unknown size zipstream-ng will log that it expected 0 bytes; that means nothing here.
+        # zipstream-ng will log that the size is another if it is unknown or in blocks; that means nothing here.
         self._zip.add(self._stand_in(), name, size=size or 0)
-        self._name, self._promised, self._written, self._crc32 = name, size, 0, 0
+        self._name, self._promised, self._written, self._packed, self._crc32 = name, size, 0, 0, 0
         self._framing = self._zip.file()
         self._state = _State.OPEN
-        return self._sent(self._settled() + next(self._framing))
+        header = next(self._framing)
+        self._zip64 = _has_extra_field(header)
+        return self._sent(self._settled() + (_deflated_header(header) if self._in_blocks else header))
 
     def write(self, chunk: bytes) -> bytes:
-        """Return what to send for ``chunk``: since images are stored, the very same object.
+        """Return what to send for ``chunk``, all of it: the very same object, or whole blocks that hold it.
 
         Raises:
             EntrySizeMismatch: the chunk is more than the promise leaves room for; it was not taken.
         """
         self._open_framing()
-        limit = LARGEST_WITHOUT_ZIP64 if self._promised is None else self._promised
-        if self._written + len(chunk) > limit:
-            raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} has more than {limit} bytes")
+        if self._promised is not None and self._written + len(chunk) > self._promised:
+            raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} has more than {self._promised} bytes")
+        data = _blocks(chunk) if self._in_blocks else chunk
+        packed = self._packed + len(data)
+        if not self._zip64 and packed + len(self._end_of_data) > LARGEST_WITHOUT_ZIP64:
+            raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} outgrows {LARGEST_WITHOUT_ZIP64} bytes")
         self._written += len(chunk)
+        self._packed = packed
         self._crc32 = isal_zlib.crc32(chunk, self._crc32)
-        return self._sent(chunk)
+        return self._sent(data)
 
     def close_entry(self) -> tuple[Entry, bytes]:
         """Complete the open entry and return it with the bytes that end it.
@@ -146,24 +190,22 @@ class ArchiveWriter:
         framing = self._open_framing()
         if self._promised is not None and self._written != self._promised:
             raise EntrySizeMismatch(Reason.TRUNCATED, f"{self._name!r} has {self._written} bytes, not {self._promised}")
-        descriptor = self._descriptor(framing)
-        entry = _described_entry(self._name, descriptor)
-        if (entry.size, entry.crc32) != (self._written, self._crc32):
-            raise AssertionError(f"zipstream-ng describes {self._name!r} as {entry}")
+        end = self._end_of_entry(framing)
+        entry = Entry(self._name, self._written, self._crc32)
         next(framing, None)  # brings nothing more, but an entry counts only when its generator has ended
         self._entries.append(entry)
         self._names.add(entry.name)
         self._leave_entry()
-        return entry, self._sent(descriptor)
+        return entry, self._sent(end)
 
     def roll_back(self) -> None:
         """Leave the open entry out of the archive. What was sent of it counts in later offsets all the same.
 
-        It still gets its data descriptor, handed out in front of whatever comes next: 7-Zip loses the whole archive
-        if the first entry is one without, and readers of streams find the next entry by it.
+        It still gets its end, handed out in front of whatever comes next: 7-Zip loses the whole archive if the
+        first entry is one without a data descriptor, and readers of streams find the next entry by it.
         """
         framing = self._open_framing()
-        self._owed += self._descriptor(framing)
+        self._owed += self._end_of_entry(framing)
         framing.close()
         self._leave_entry()
 
@@ -182,7 +224,7 @@ class ArchiveWriter:
 
     def _tail(self) -> Iterator[bytes]:
         piece = bytearray(self._settled())
-        for record in self._zip.footer():
+        for record in self._directory():
             piece += record
             if len(piece) >= _TAIL_PIECE_BYTES:
                 yield self._sent(bytes(piece))
@@ -190,16 +232,30 @@ class ArchiveWriter:
         if piece:
             yield self._sent(bytes(piece))
 
+    def _directory(self) -> Iterator[bytes]:
+        """Yield the directory's records, one for each entry, and the archive's end."""
+        records: Iterator[bytes] = self._zip.footer()
+        if self._in_blocks:
+            for entry in self._entries:
+                yield _deflated_record(next(records), entry.size)
+        yield from records
+
     def _stand_in(self) -> Iterator[bytes]:
         """Yield what stands for the open entry's data; asked for when all of it has been written."""
-        if self._written:
-            yield _StandIn(self._written, self._crc32)
+        if self._packed:
+            yield _StandIn(self._packed, self._crc32)
 
-    def _descriptor(self, framing: Generator[bytes, None, bool]) -> bytes:
-        """Let zipstream-ng account for the data, and return the data descriptor that it makes of it."""
-        if self._written:
+    def _end_of_entry(self, framing: Generator[bytes, None, bool]) -> bytes:
+        """Let zipstream-ng account for what was sent; return what ends it, and the data descriptor."""
+        self._packed += len(self._end_of_data)
+        if self._packed:
             next(framing)  # the stand-in itself, which nobody sends
-        return next(framing)
+        descriptor = next(framing)
+        form = _DESCRIPTORS[len(descriptor)]
+        signature, *described = form.unpack(descriptor)
+        if described != [self._crc32, self._packed, self._packed]:
+            raise AssertionError(f"zipstream-ng describes {self._name!r} as {described}")
+        return self._end_of_data + form.pack(signature, self._crc32, self._packed, self._written)
 
     def _require_idle(self) -> None:
         if self._state is not _State.IDLE:
@@ -245,6 +301,42 @@ def _check_name(name: str) -> None:
         raise EntryNameError(f"{name[:100]!r} would become {stands_as!r}")
 
 
-def _described_entry(name: str, descriptor: bytes) -> Entry:
-    crc32, _, size = _DESCRIPTORS[len(descriptor)].unpack(descriptor)
-    return Entry(name=name, size=size, crc32=crc32)
+def _blocks(chunk: bytes) -> bytes:
+    """Return the blocks that hold a chunk as it is; more may follow, or the last block."""
+    view = memoryview(chunk)
+    pieces: list[bytes | memoryview] = []
+    for start in range(0, len(chunk), _LARGEST_BLOCK):
+        piece = view[start : start + _LARGEST_BLOCK]
+        pieces += (_BLOCK_HEADER.pack(0, len(piece), len(piece) ^ 0xFFFF), piece)
+    return b"".join(pieces)
+
+
+def _has_extra_field(header: bytes) -> bool:
+    """Tell whether a local header of zipstream-ng's has a Zip64 field, the only extra field it makes."""
+    _, extra_length = struct.unpack_from("<HH", header, _HEADER_LENGTHS)
+    return bool(extra_length)
+
+
+def _deflated_header(header: bytes) -> bytes:
+    """Return the local header of a stored entry as that of a deflated one."""
+    return _with_method(bytearray(header), _HEADER_METHOD)
+
+
+def _deflated_record(record: bytes, size: int) -> bytes:
+    """Return the directory record of a stored entry as that of a deflated one whose data has the given size."""
+    if not record.startswith(_RECORD_SIGNATURE):
+        raise AssertionError("zipstream-ng's directory has fewer records than entries")
+    changed = bytearray(record)
+    if struct.unpack_from("<L", record, _RECORD_SIZE) == (_SIZE_IN_ZIP64,):
+        (name_length,) = struct.unpack_from("<H", record, _RECORD_NAME_LENGTH)
+        struct.pack_into("<Q", changed, _RECORD_NAME + name_length + _ZIP64_SIZE, size)
+    else:
+        struct.pack_into("<L", changed, _RECORD_SIZE, size)
+    return _with_method(changed, _RECORD_METHOD)
+
+
+def _with_method(record: bytearray, offset: int) -> bytes:
+    if struct.unpack_from("<H", record, offset) != (_METHOD_STORED,):
+        raise AssertionError("zipstream-ng's entry is not a stored one")
+    struct.pack_into("<H", record, offset, _METHOD_DEFLATED)
+    return bytes(record)

@@ -17,6 +17,7 @@ from service.archive.plan import (
     parse_options,
     plan_archive,
 )
+from service.archive.writer import Layout
 from service.errors import (
     ImageNotInOrder,
     InvalidOrderId,
@@ -89,6 +90,7 @@ def test_defaults() -> None:
         only=(),
         on_error=OnError.REPORT,
         manifest=ManifestMode.AUTO,
+        layout=Layout.STREAMABLE,
     )
 
 
@@ -126,6 +128,8 @@ def test_image_parameter(name: str, text: str, options: ImageOptions) -> None:
         pytest.param("on_error", "report", ArchiveOptions(on_error=OnError.REPORT), id="report"),
         pytest.param("manifest", "always", ArchiveOptions(manifest=ManifestMode.ALWAYS), id="always"),
         pytest.param("manifest", "auto", ArchiveOptions(manifest=ManifestMode.AUTO), id="auto"),
+        pytest.param("layout", "streamable", ArchiveOptions(layout=Layout.STREAMABLE), id="streamable"),
+        pytest.param("layout", "stored", ArchiveOptions(layout=Layout.STORED), id="stored"),
         pytest.param("only", "a-1", ArchiveOptions(only=("a-1",)), id="only"),
     ],
 )
@@ -160,6 +164,7 @@ BAD_VALUES = {
     "finetune": BAD_FLAGS,
     "on_error": ["", "ignore", "REPORT", "abort "],
     "manifest": ["", "never", "AUTO", "true"],
+    "layout": ["", "STORED", "deflate", "true", "streamable "],
     "only": ["", "a\nb", "a\0", "\u202e"],
 }
 
@@ -198,7 +203,8 @@ def test_unknown_parameter(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(PARAMETERS) - {"only"}))
 def test_repeated_parameter(name: str) -> None:
     """A parameter given twice is refused, even with the same value: which one was meant?"""
-    texts = {"format": "png", "quality": "5", "max_width": "5", "scale": "0.5", "on_error": "abort", "manifest": "auto"}
+    texts = {"format": "png", "quality": "5", "max_width": "5", "scale": "0.5"}
+    texts |= {"on_error": "abort", "manifest": "auto", "layout": "stored"}
     text = texts.get(name, "true")
     with pytest.raises(RepeatedParameter) as caught:
         parse_options([(name, text), (name, text)])

@@ -162,7 +162,7 @@ def test_answer_of_another_status(received: Received, status: int, reason: Reaso
         (410, Reason.NOT_FOUND, False),
         (412, Reason.REJECTED, False),
         (422, Reason.REJECTED, False),
-        (425, Reason.REJECTED, True),
+        (425, Reason.UPSTREAM_ERROR, True),
         (429, Reason.RATE_LIMITED, True),
         (451, Reason.REJECTED, False),
         (500, Reason.UPSTREAM_ERROR, True),

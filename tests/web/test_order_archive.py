@@ -66,7 +66,7 @@ async def test_bytes_come_before_the_last_image_is_asked_for(
     gate = sandbox.faults.pause(first.image_id, after_bytes=200_000)
     for image in order.images[1:]:
         sandbox.faults.pause(image.image_id, origin="api")
-    async with client.get(images_url(service, order.order_id)) as response:
+    async with client.get(images_url(service, order.order_id, "?layout=stored")) as response:
         received = await response.content.readexactly(200_000)
         assert jpeg(400_000)[:190_000] in received
         assert not sandbox.requests_for(first.image_id, "storage")[0].finished
