@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 from aiohttp import web
 
-from service.app import create_app
+from service.app import create_app, create_ops_app
 from service.settings import Settings
 from service.web.connection import ClientConnection
 from service.web.services import SERVICES
@@ -41,17 +41,37 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSING_SECONDS)
     await runner.setup()
     try:
-        listening = await _listen(runner, settings)
+        async with _ops_served(app, settings):
+            listening = await _listen(runner, settings, settings.port)
+            try:
+                url = _url(listening)
+                log.info("service.started", url=url, api_key_configured=settings.autoenhance_api_key is not None)
+                yield url
+                await _drain(app, settings.drain_seconds)
+            finally:
+                listening.close()
+    finally:
+        await runner.cleanup()
+        log.info("service.stopped")
+
+
+@asynccontextmanager
+async def _ops_served(app: web.Application, settings: Settings) -> AsyncIterator[None]:
+    """Serve health and metrics on METRICS_PORT, if there is one, also while the service drains."""
+    if settings.metrics_port is None:
+        yield
+        return
+    runner = web.AppRunner(create_ops_app(app[SERVICES]), access_log=None, shutdown_timeout=CLOSING_SECONDS)
+    await runner.setup()
+    try:
+        listening = await _listen(runner, settings, settings.metrics_port)
         try:
-            url = _url(listening)
-            log.info("service.started", url=url, api_key_configured=settings.autoenhance_api_key is not None)
-            yield url
-            await _drain(app, settings.drain_seconds)
+            log.info("service.metrics_started", url=_url(listening))
+            yield
         finally:
             listening.close()
     finally:
         await runner.cleanup()
-        log.info("service.stopped")
 
 
 async def serve(settings: Settings) -> None:
@@ -66,8 +86,8 @@ async def serve(settings: Settings) -> None:
         await stop.wait()
 
 
-async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
-    """Open the port with our own connection class, for which aiohttp's sites have no place."""
+async def _listen(runner: web.AppRunner, settings: Settings, port: int) -> asyncio.Server:
+    """Open a port with our own connection class, for which aiohttp's sites have no place."""
     server, loop = runner.server, asyncio.get_running_loop()
     if server is None:
         raise RuntimeError("the runner is not set up")
@@ -81,9 +101,10 @@ async def _listen(runner: web.AppRunner, settings: Settings) -> asyncio.Server:
             keepalive_timeout=KEEPALIVE_SECONDS,
             max_line_size=MAX_REQUEST_LINE_BYTES,
             max_field_size=MAX_HEADER_FIELD_BYTES,
+            auto_decompress=False,  # no request has a body worth the risk: it could be a bomb, or break the connection
         )
 
-    return await loop.create_server(connect, settings.host, settings.port, backlog=BACKLOG)
+    return await loop.create_server(connect, settings.host, port, backlog=BACKLOG)
 
 
 def _url(listening: asyncio.Server) -> str:

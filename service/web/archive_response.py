@@ -4,10 +4,14 @@ The only file that reaches below aiohttp's public API, because that has none for
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
+import sys
+import termios
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -48,25 +52,43 @@ class ArchiveResponse(web.StreamResponse):
         writer, transport = self._payload_writer, self._transport
         if writer is None or transport is None:
             raise ConnectionResetError("the client has gone")
-        await writer.write(piece, drain=False)  # type: ignore[call-arg]  # the concrete writer's, as is ``chunked``
+        await self._write(writer, transport, piece)
+
+    async def _write(self, writer: AbstractStreamWriter, transport: asyncio.Transport, data: bytes) -> None:
+        await writer.write(data, drain=False)  # type: ignore[call-arg]  # the concrete writer's, as is ``chunked``
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
             started = time.monotonic()
-            await self._drain(writer, transport)
-            self.blocked_seconds += time.monotonic() - started
-
-    async def _drain(self, writer: AbstractStreamWriter, transport: asyncio.WriteTransport) -> None:
-        waiting_bytes = transport.get_write_buffer_size()
-        while True:
             try:
-                async with asyncio.timeout(self._stall_seconds):
-                    return await writer.drain()
-            except TimeoutError:
-                # A slow client is not a stalled one: what counts is that something was taken.
-                left_bytes = transport.get_write_buffer_size()
-                if left_bytes >= waiting_bytes:
-                    seconds = f"{self._stall_seconds:g}"
-                    raise ClientStalled(f"the client has taken nothing for {seconds} s") from None
-                waiting_bytes = left_bytes
+                await self._drain(writer, transport)
+            finally:
+                self.blocked_seconds += time.monotonic() - started
+
+    async def _drain(self, writer: AbstractStreamWriter, transport: asyncio.Transport) -> None:
+        """Wait for room. A slow client is not a stalled one: what counts is that something was taken."""
+        loop = asyncio.get_running_loop()
+        waiting_bytes = _untaken_bytes(transport)
+        limit = asyncio.timeout(None)
+        timer: asyncio.TimerHandle
+
+        def check() -> None:
+            nonlocal waiting_bytes, timer
+            left_bytes = _untaken_bytes(transport)
+            if left_bytes >= waiting_bytes:
+                limit.reschedule(loop.time())
+                return
+            waiting_bytes = left_bytes
+            timer = loop.call_later(self._stall_seconds, check)
+
+        timer = loop.call_later(self._stall_seconds, check)
+        # One drain is waited for all the time: aiohttp's can be cancelled only for good (``_drain_helper`` keeps its
+        # future, and whoever comes next gets the cancelled one).
+        try:
+            async with limit:
+                await writer.drain()
+        except TimeoutError:
+            raise ClientStalled(f"the client has taken nothing for {self._stall_seconds:g} s") from None
+        finally:
+            timer.cancel()
 
     @property
     def _transport(self) -> asyncio.Transport | None:
@@ -91,13 +113,26 @@ class ArchiveResponse(web.StreamResponse):
         if self._broken:
             # aiohttp ends every response it is given back; this one must stay open-ended.
             raise ConnectionResetError("the response was broken off")
-        writer = self._payload_writer
+        writer, transport = self._payload_writer, self._transport
         # ``chunked`` belongs to the concrete writer, not to its abstract base.
-        if writer is not None and getattr(writer, "chunked", False) and not self._eof_sent:
+        if writer is not None and transport is not None and getattr(writer, "chunked", False) and not self._eof_sent:
             if data:
-                await writer.write(data)
+                await self._write(writer, transport, data)
             fields = "".join(f"{name}: {value}\r\n" for name, value in self._trailers().items())
             writer.chunked = False  # type: ignore[attr-defined]  # we end the body ourselves: no second last chunk
-            await writer.write(f"0\r\n{fields}\r\n".encode("latin-1"))
+            await self._write(writer, transport, f"0\r\n{fields}\r\n".encode("latin-1"))
             data = b""
         await super().write_eof(data)
+
+
+def _untaken_bytes(transport: asyncio.Transport) -> int:
+    """Return the bytes that the client has not acknowledged: the transport's and the kernel's (tcp(7), SIOCOUTQ).
+
+    The kernel may hold megabytes, and asks the transport for more only when a third of its room is free again: by
+    the transport alone, a client that takes 10 kB a second would seem to take nothing for a minute.
+    """
+    in_kernel = bytes(4)
+    if (sock := transport.get_extra_info("socket")) is not None:
+        with suppress(OSError, ValueError):  # not known here, or just closed: the transport's must do
+            in_kernel = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, in_kernel)
+    return transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)

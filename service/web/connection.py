@@ -38,6 +38,16 @@ class ClientConnection(web.RequestHandler):
         self.head_received()
         super().connection_lost(exc)
 
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
+        """End the connection with the service; drained or not, its time is up.
+
+        The handler is cancelled before aiohttp takes its transport away: an archive must be broken off on it, lest
+        the end of the connection pass for the end of the archive (HTTP/1.0).
+        """
+        if self._task_handler is not None:
+            self._task_handler.cancel()
+        await super().shutdown(timeout)
+
     def handle_error(
         self,
         request: web.BaseRequest,
