@@ -4,41 +4,62 @@
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import ClientSession, web
 from yarl import URL
 
-from service.metrics import Metrics
+from service.logs import Redactor
+from service.metrics import Metrics, watch_loop_lag
 from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
 from service.settings import Settings
 from service.upstream.addresses import TargetRules
+from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
 from service.upstream.download import DownloadPolicy
 from service.upstream.politeness import Politeness
 from service.upstream.transport import Transport, open_session
 from service.web import ops
 from service.web.admission import Admission
+from service.web.auth import AdminToken
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
+from service.web.recent_errors import RecentErrors
 from service.web.services import SERVICES, Services
+from service.web.stats import stats
 
 # A request has no body worth mentioning; what has one is answered before it is read.
 MAX_REQUEST_BODY_BYTES = 64 * 1024
+# What /api/stats tells of the settings: bounds, and nothing that says where the upstream is.
+PUBLIC_LIMITS = (
+    "max_archives",
+    "max_images_per_order",
+    "images_in_flight",
+    "image_attempts",
+    "image_timeout_seconds",
+    "first_byte_seconds",
+    "client_stall_seconds",
+    "give_up_after",
+    "read_ahead_bytes",
+    "read_ahead_total_bytes",
+    "upstream_connections",
+    "upstream_requests_per_second",
+    "drain_seconds",
+)
 
 
 def create_app(settings: Settings) -> web.Application:
     """Return the app; its resources open when it starts and close when it stops."""
-    app = web.Application(middlewares=[trace_request, answer_problems], client_max_size=MAX_REQUEST_BODY_BYTES)
-    app.on_response_prepare.append(add_headers)
+    app = _bare_app()
     # Any segment is taken as an order id, so that a bad one is told what is wrong with it.
     app.router.add_get("/orders/{order_id:[^/]+}/images", get_order_archive)
-    app.router.add_get("/health", ops.health)
-    app.router.add_get("/health/live", ops.live)
-    app.router.add_get("/health/ready", ops.ready)
-    app.router.add_get("/metrics", ops.metrics)
+    app.router.add_get("/api/stats", stats)
     app.router.add_get("/problems/{slug}", ops.explain_problem)
+    _add_ops_routes(app)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
         session = open_session(
@@ -46,29 +67,88 @@ def create_app(settings: Settings) -> web.Application:
             connect_timeout_seconds=settings.connect_timeout_seconds,
         )
         async with session:
-            app[SERVICES] = Services(
-                upstream=_upstream_client(settings, session) if settings.autoenhance_api_key else None,
-                metrics=Metrics(),
-                admission=Admission(settings.max_archives),
-                limits=StreamLimits(
-                    images_in_flight=settings.images_in_flight,
-                    read_ahead_bytes=settings.read_ahead_bytes,
-                    give_up_after=settings.give_up_after,
-                ),
-                total_budget=Budget(settings.read_ahead_total_bytes),
-                connections=ConnectionShare(settings.upstream_connections),
-                max_images=settings.max_images_per_order,
-                public_url=settings.public_url,
-                first_byte_seconds=settings.first_byte_seconds,
-                client_stall_seconds=settings.client_stall_seconds,
-            )
-            yield
+            app[SERVICES] = _services(settings, session)
+            async with _loop_lag_watched(app[SERVICES].metrics):
+                yield
 
     app.cleanup_ctx.append(services)
     return app
 
 
-def _upstream_client(settings: Settings, session: ClientSession) -> UpstreamClient:
+def create_ops_app(services: Services) -> web.Application:
+    """Return what METRICS_PORT serves: health and metrics of a running app, which owns the services."""
+    app = _bare_app()
+    app[SERVICES] = services
+    _add_ops_routes(app)
+    return app
+
+
+def _bare_app() -> web.Application:
+    app = web.Application(middlewares=[trace_request, answer_problems], client_max_size=MAX_REQUEST_BODY_BYTES)
+    app.on_response_prepare.append(add_headers)
+    return app
+
+
+def _add_ops_routes(app: web.Application) -> None:
+    app.router.add_get("/health", ops.health)
+    app.router.add_get("/health/live", ops.live)
+    app.router.add_get("/health/ready", ops.ready)
+    app.router.add_get("/metrics", ops.metrics)
+
+
+def _services(settings: Settings, session: ClientSession) -> Services:
+    running_version = _version()
+    metrics = Metrics(version=running_version)
+    breaker = Breaker(time.monotonic)
+    metrics.upstream_breaker_open.set_function(lambda: breaker.is_open)
+    total_budget = Budget(settings.read_ahead_total_bytes)
+    metrics.watch_read_ahead(lambda: total_budget.held_bytes, total_budget.limit_bytes)
+    key, admin_token = settings.autoenhance_api_key, settings.admin_token
+    redactor = Redactor([secret.get_secret_value() for secret in (key, admin_token) if secret])
+    return Services(
+        upstream=_upstream_client(settings, session, metrics, breaker) if key else None,
+        breaker=breaker,
+        metrics=metrics,
+        recent_errors=RecentErrors(redactor.clean),
+        admin=AdminToken(admin_token.get_secret_value() if admin_token else None),
+        admission=Admission(settings.max_archives),
+        limits=StreamLimits(
+            images_in_flight=settings.images_in_flight,
+            read_ahead_bytes=settings.read_ahead_bytes,
+            give_up_after=settings.give_up_after,
+        ),
+        total_budget=total_budget,
+        connections=ConnectionShare(settings.upstream_connections),
+        max_images=settings.max_images_per_order,
+        public_url=settings.public_url,
+        first_byte_seconds=settings.first_byte_seconds,
+        client_stall_seconds=settings.client_stall_seconds,
+        version=running_version,
+        started=time.monotonic(),
+        public_limits={name: getattr(settings, name) for name in PUBLIC_LIMITS},
+    )
+
+
+@asynccontextmanager
+async def _loop_lag_watched(metrics: Metrics) -> AsyncIterator[None]:
+    watching = asyncio.create_task(
+        watch_loop_lag(metrics.event_loop_lag.observe, clock=asyncio.get_running_loop().time)
+    )
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+def _version() -> str:
+    try:
+        return version("autoenhance-batch")
+    except PackageNotFoundError:  # run from a folder of sources
+        return "unknown"
+
+
+def _upstream_client(settings: Settings, session: ClientSession, metrics: Metrics, breaker: Breaker) -> UpstreamClient:
     key = settings.autoenhance_api_key
     headers = {
         "x-api-key": key.get_secret_value() if key else "",
@@ -85,6 +165,10 @@ def _upstream_client(settings: Settings, session: ClientSession) -> UpstreamClie
         politeness=Politeness(settings.upstream_requests_per_second, clock=asyncio.get_running_loop().time),
         api_headers=headers,
         silence_seconds=settings.image_timeout_seconds,
+        metrics=metrics,
+        breaker=breaker,
     )
     policy = DownloadPolicy(attempts=settings.image_attempts)
-    return UpstreamClient(transport, api_base=settings.autoenhance_api_base, policy=policy)
+    return UpstreamClient(
+        transport, api_base=settings.autoenhance_api_base, policy=policy, metrics=metrics, breaker=breaker
+    )

@@ -34,7 +34,7 @@ says in ``detail`` is public. Private causes travel as ``__cause__`` and reach t
 
 Not answers to a request, and therefore not in the tree: ``ImageFailed`` (one image could not be had; the
 archive goes on), ``ArchiveBroken`` (the response has begun and must be broken off; ``ClientStalled`` when its client
-takes nothing) and ``SettingsError``.
+takes nothing, ``ImageMissing`` when its caller wants all or nothing) and ``SettingsError``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -266,9 +266,19 @@ class ImageFailed(Exception):
 class ArchiveBroken(Exception):
     """The archive cannot be finished truthfully: the connection must be broken, never ended cleanly."""
 
+    slug: ClassVar[str] = "unaccounted-images"
+
 
 class ClientStalled(ArchiveBroken):
     """The client has not taken a byte for too long."""
+
+    slug = "client-stalled"
+
+
+class ImageMissing(ArchiveBroken):
+    """An image failed after the archive had begun, and the caller wants all or nothing."""
+
+    slug = "image-missing"
 
 
 class SettingsError(Exception):

@@ -5,9 +5,13 @@ The rule of this file: nothing reaches the output except through ``redact``.
 
 import functools
 import logging
+import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import structlog
@@ -20,6 +24,54 @@ _URL_QUERY = re.compile(r"(?i)(https?://[^\s?#'\"]+)\?[^\s'\"]*")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS_BUT_BLANKS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 _SECRET_NAMES = re.compile(r"(?i)api[-_]?key|authorization|authentication|token|secret|cookie|password|signature")
+
+# https://www.w3.org/TR/trace-context/#traceparent-header-field-values; what a later version adds stands behind a dash.
+_TRACEPARENT = re.compile(
+    r"(?P<version>[0-9a-f]{2})-(?P<trace_id>[0-9a-f]{32})-(?P<parent_id>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+)
+_SAMPLED = 0x01  # the one flag that the standard knows; the others are not passed on
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The distributed trace that a request belongs to."""
+
+    trace_id: str
+    sampled: bool
+
+
+# Bound to a request like its log fields, and read where requests go out.
+_trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
+
+
+def read_traceparent(values: Sequence[str]) -> Trace | None:
+    """Return the trace that a request's ``traceparent`` fields name, or ``None`` if they are not one valid field."""
+    match = _TRACEPARENT.fullmatch(values[0]) if len(values) == 1 else None
+    if match is None or match["version"] == "ff" or (match["version"] == "00" and match["more"]):
+        return None
+    if not match["trace_id"].strip("0") or not match["parent_id"].strip("0"):
+        return None
+    return Trace(match["trace_id"], bool(int(match["flags"], 16) & _SAMPLED))
+
+
+@contextmanager
+def request_context(request_id: str, trace: Trace | None) -> Iterator[None]:
+    """Put the request's id, and its trace's if it has one, into every log line written inside."""
+    fields = {"request_id": request_id, **({"trace_id": trace.trace_id} if trace else {})}
+    token = _trace.set(trace)
+    try:
+        with structlog.contextvars.bound_contextvars(**fields):
+            yield
+    finally:
+        _trace.reset(token)
+
+
+def onward_traceparent() -> str | None:
+    """Return the ``traceparent`` of a request made on behalf of the current one: same trace, a new span."""
+    trace = _trace.get()
+    if trace is None:
+        return None
+    return f"00-{trace.trace_id}-{random.getrandbits(64) or 1:016x}-{int(trace.sampled):02x}"
 
 
 @functools.lru_cache(maxsize=1024)  # the fields of our own events many times over

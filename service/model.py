@@ -40,6 +40,32 @@ class Reason(StrEnum):
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
 
 
+class ArchiveOutcome(StrEnum):
+    """How a request for an archive ended: one fixed list for logs and metrics."""
+
+    COMPLETE = "complete"  # every image is in it
+    PARTIAL = "partial"  # it has a report of what is missing
+    NONE = "none"  # images were asked for, and an error status was answered
+    ABORTED = "aborted"  # broken off, by all or nothing, the end of the service or a fault of ours
+    CLIENT_GONE = "client_gone"  # its client left, or took nothing any more
+    REJECTED = "rejected"  # refused before any image was asked for
+
+
+class Hop(StrEnum):
+    """The stations of a download, as metrics name them."""
+
+    API = "api"
+    ASSET = "asset"
+    STORAGE = "storage"
+
+
+class ResumeMethod(StrEnum):
+    """How an image went on after a break: by asking for the rest, or anew with what was there skipped."""
+
+    RANGE = "range"
+    REPLAY = "replay"
+
+
 # Reasons that speak against the upstream as a whole, not against one image: a run of them gives up the rest.
 UPSTREAM_REASONS = frozenset(
     {

@@ -14,6 +14,7 @@ are out: a failed image goes into the report, anything else breaks the connectio
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from service.archive.naming import entry_name
 from service.archive.plan import ArchivePlan, ManifestMode, OnError, PlannedImage
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, manifest_json, report_text
 from service.archive.writer import ArchiveWriter, EntrySizeMismatch
-from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, NothingToDeliver
+from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, ImageMissing, NothingToDeliver
 from service.model import UPSTREAM_REASONS, Failure, Image, ImageOptions, Opened, Outcome, Reason
 from service.readahead import Budget, ConnectionShare, Download, ReadAhead, Slot
 
@@ -56,6 +57,8 @@ class ArchiveStream:
     """One archive being made. Use it as an async context manager: leaving it ends every download.
 
     ``count`` is told each image's outcome once. ``outcomes`` holds them in the order in which they became certain.
+    ``rollbacks`` counts the entries that were begun and left out, ``upstream_blocked_seconds`` the time in which there
+    was nothing to write.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class ArchiveStream:
         self._limits = limits
         self._describe = describe
         self._count = count
-        self._writer = ArchiveWriter()
+        self._writer = ArchiveWriter(plan.options.layout)
         self._ahead = ReadAhead(
             plan.wanted,
             lambda item: source.open_image(item.image, plan.options.image),
@@ -84,7 +87,10 @@ class ArchiveStream:
         self._failures_in_row = 0
         self._begun = False
         self._first: PlannedSlot | None = None
+        self._waiting_since: float | None = None
         self.outcomes: list[Outcome] = []
+        self.rollbacks = 0
+        self.upstream_blocked_seconds = 0.0
 
     async def __aenter__(self) -> Self:
         """Start the first downloads."""
@@ -97,6 +103,7 @@ class ArchiveStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End every download."""
+        self._wait_ends()  # where a wait was broken off
         await self._ahead.__aexit__(kind, error, trace)
 
     @property
@@ -141,17 +148,33 @@ class ArchiveStream:
             async with aclosing(self._entry(slot)) as pieces:
                 async for piece in pieces:
                     yield piece
-            slot = await self._ahead.next()
+            slot = await self._next()
         for piece in self._ending():
             yield piece
 
     async def _next_with_bytes(self) -> PlannedSlot | None:
         """Pass over what failed before its first byte."""
-        while (slot := await self._ahead.next()) is not None and not slot.ready:
+        while (slot := await self._next()) is not None and not slot.ready:
             async with aclosing(self._entry(slot)) as pieces:
                 async for _ in pieces:
                     raise AssertionError("a failed image has no bytes")
         return slot
+
+    async def _next(self) -> PlannedSlot | None:
+        self._wait_begins()
+        try:
+            return await self._ahead.next()
+        finally:
+            self._wait_ends()
+
+    def _wait_begins(self) -> None:
+        self._waiting_since = time.monotonic()
+
+    def _wait_ends(self) -> None:
+        """Count the time since the wait began, if one has begun and was not counted."""
+        if self._waiting_since is not None:
+            self.upstream_blocked_seconds += time.monotonic() - self._waiting_since
+            self._waiting_since = None
 
     async def _entry(self, slot: PlannedSlot) -> AsyncGenerator[bytes, None]:
         """Write one image, or roll it back and record why it is missing."""
@@ -159,7 +182,9 @@ class ArchiveStream:
         opened = False
         try:
             async with aclosing(slot.events()) as events:
+                self._wait_begins()
                 async for event in events:
+                    self._wait_ends()
                     if isinstance(event, bytes):
                         if digest is not None:
                             digest.update(event)
@@ -170,22 +195,26 @@ class ArchiveStream:
                             digest = hashlib.sha256() if digest is not None else None
                         opened = True
                         yield self._writer.open_entry(entry_name(slot.item.stem, event.extension), event.size)
+                    self._wait_begins()
             entry, descriptor = self._writer.close_entry()
         except ImageFailed as error:
             failure = error.failure
         except EntrySizeMismatch as error:
             failure = Failure(error.reason, str(error))
         else:
+            self._wait_ends()
             yield descriptor
             sha256 = digest.hexdigest() if digest is not None else None
             self._record(self._outcome(slot, entry=entry, sha256=sha256))
             return
+        self._wait_ends()
         if opened:
             self._roll_back(slot, failure.detail)
         self._record(self._outcome(slot, failure=failure))
 
     def _roll_back(self, slot: PlannedSlot, why: str) -> None:
         self._writer.roll_back()
+        self.rollbacks += 1
         log.info("image.rolled_back", image_id=slot.item.image.image_id, detail=why)
 
     def _outcome(self, slot: PlannedSlot, **result: object) -> Outcome:
@@ -209,7 +238,7 @@ class ArchiveStream:
     def _abort(self, outcome: Outcome) -> None:
         if not self._begun:
             raise NothingToDeliver("An image failed, and on_error=abort asks for all or nothing.", self.outcomes)
-        raise ArchiveBroken(f"image {outcome.image.image_id} failed, and on_error=abort asks for all or nothing")
+        raise ImageMissing(f"image {outcome.image.image_id} failed, and on_error=abort asks for all or nothing")
 
     def _give_up(self) -> None:
         """Stop asking an upstream that keeps failing; what was not asked for is reported as such."""

@@ -6,7 +6,7 @@ Only the composition root sees this object; parts receive plain values. Units ar
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsError
@@ -41,10 +41,19 @@ class Settings(BaseSettings):
     )
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - a container must be reachable
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="One more port, at the same address, for /metrics and /health* alone; 0 takes a free one.",
+    )
     public_url: str | None = Field(
         None,
         description="Address at which callers reach the service, such as https://zip.example.com; it begins the URLs "
         "that reports give. Without it they begin as the request did.",
+    )
+    admin_token: SecretStr | None = Field(
+        None, description="Proves an operator, who sees the recent errors in /api/stats. Without it nobody does."
     )
     log_format: Literal["json", "console"] = Field("json", description="One JSON object a line, or text for people.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level logged.")
@@ -108,7 +117,14 @@ class Settings(BaseSettings):
             raise ValueError("must not contain a user name or password")
         return value.rstrip("/")
 
-    @field_validator("autoenhance_api_key")
+    @field_validator("metrics_port")
+    @classmethod
+    def _check_metrics_port(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and value == info.data.get("port"):
+            raise ValueError("must not be PORT, which serves the same")
+        return value
+
+    @field_validator("autoenhance_api_key", "admin_token")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value():

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from urllib.parse import quote
@@ -18,7 +19,9 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnreadable,
 )
+from service.metrics import Metrics
 from service.model import Failure, Image, ImageOptions, Order, Reason
+from service.upstream.breaker import Breaker
 from service.upstream.download import DownloadPolicy, ImageDownload
 from service.upstream.payloads import PayloadError, read_order
 from service.upstream.rules import AttemptFailed, backoff_seconds, status_failure
@@ -31,12 +34,25 @@ MAX_ORDER_BYTES = 32 * 1024 * 1024
 
 
 class UpstreamClient:
-    """The API as the rest of the service sees it. Shared by the whole process."""
+    """The API as the rest of the service sees it. Shared by the whole process.
 
-    def __init__(self, transport: Transport, *, api_base: str, policy: DownloadPolicy) -> None:
+    Without ``metrics`` and ``breaker`` it tells its own, which nobody asks.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        api_base: str,
+        policy: DownloadPolicy,
+        metrics: Metrics | None = None,
+        breaker: Breaker | None = None,
+    ) -> None:
         self._transport = transport
         self._api_base = api_base
         self._policy = policy
+        self._metrics = metrics or Metrics()
+        self._breaker = breaker or Breaker(time.monotonic)
 
     async def find_order(self, order_id: str, *, deadline: float) -> Order:
         """Look an order up, trying again like for an image, until ``deadline`` by the event loop's clock.
@@ -52,6 +68,8 @@ class UpstreamClient:
         except AttemptFailed as error:
             raise _look_up_error(error.failure) from error
         except TimeoutError as error:
+            # The caller's deadline is shorter than the silence time-out, which would have told the breaker.
+            self._breaker.failed()
             raise UpstreamTimeout("The order look-up took too long.") from error
 
     def open_image(self, image: Image, options: ImageOptions) -> ImageDownload:
@@ -62,6 +80,7 @@ class UpstreamClient:
             _image_headers(options),
             self._policy,
             image_id=image.image_id,
+            metrics=self._metrics,
         )
 
     async def _look_up(self, url: URL) -> bytes:

@@ -19,7 +19,8 @@ from isal import isal_zlib
 from yarl import URL
 
 from service.errors import ImageFailed
-from service.model import DownloadEvent, Failure, Interrupted, Opened, Reason
+from service.metrics import Metrics
+from service.model import DownloadEvent, Failure, Interrupted, Opened, Reason, ResumeMethod
 from service.upstream import rules
 from service.upstream.formats import SNIFF_BYTES, TAIL_BYTES, ImageFormat, has_ended, sniff
 from service.upstream.rules import Answer, AttemptFailed, Received
@@ -43,12 +44,20 @@ class ImageDownload:
     """One image of the upstream; read its ``events`` once. ``attempts`` counts the requests made for it."""
 
     def __init__(
-        self, transport: Transport, url: URL, headers: Mapping[str, str], policy: DownloadPolicy, *, image_id: str
+        self,
+        transport: Transport,
+        url: URL,
+        headers: Mapping[str, str],
+        policy: DownloadPolicy,
+        *,
+        image_id: str,
+        metrics: Metrics,
     ) -> None:
         self._transport = transport
         self._url = url
         self._headers = headers
         self._policy = policy
+        self._metrics = metrics
         self._log = log.bind(image_id=image_id)
         self._received = Received()
         self._format: ImageFormat | None = None
@@ -65,6 +74,7 @@ class ImageDownload:
         Raises:
             ImageFailed: the image cannot be had; what was yielded of it is void.
         """
+        started = time.monotonic()
         while True:
             self.attempts += 1
             self._held_back_seconds = 0.0
@@ -75,6 +85,7 @@ class ImageDownload:
             except AttemptFailed as error:
                 pause_seconds = self._decide(error)
             else:
+                self._metrics.image_duration.observe(time.monotonic() - started)
                 return
             yield Interrupted()
             await asyncio.sleep(pause_seconds)
@@ -91,6 +102,7 @@ class ImageDownload:
         if not error.retryable or self._tries >= self._policy.attempts:
             raise ImageFailed(error.failure) from error
         pause_seconds = rules.backoff_seconds(max(1, self._tries), error.retry_after_seconds, random.random())
+        self._metrics.image_retries.labels(error.failure.reason.value).inc()
         self._log.info(
             "image.retried",
             reason=error.failure.reason.value,
@@ -110,7 +122,7 @@ class ImageDownload:
                 yield self._open_copy(response, chunk)
             else:
                 chunk = await self._skip_received(response) if answer is Answer.REPLAY else b""
-                self._log.info("image.resumed", method=answer.name.lower(), received_bytes=self._received.count)
+                self._note_resume(answer)
             while chunk or (chunk := await self._transport.read(response)):
                 self._count(chunk)
                 handed_over = time.monotonic()
@@ -118,6 +130,11 @@ class ImageDownload:
                 self._held_back_seconds = max(self._held_back_seconds, time.monotonic() - handed_over)
                 chunk = b""
             self._verify_end(response)
+
+    def _note_resume(self, answer: Answer) -> None:
+        method = ResumeMethod.REPLAY if answer is Answer.REPLAY else ResumeMethod.RANGE
+        self._metrics.image_resumes.labels(method.value).inc()
+        self._log.info("image.resumed", method=answer.name.lower(), received_bytes=self._received.count)
 
     def _read_answer(self, response: aiohttp.ClientResponse) -> Answer:
         """Decide what the answer is worth before any of its body is read."""

@@ -33,11 +33,16 @@ class Politeness:
         self._sleep = sleep
         self._resume_at = 0.0
 
-    async def turn(self) -> None:
-        """Wait until the next request may be sent."""
+    async def turn(self) -> float:
+        """Wait until the next request may be sent; return how long that took, in seconds."""
+        asked = self._clock()
+        if asked >= self._resume_at and self._limiter.has_capacity():
+            await self._limiter.acquire()  # at once
+            return 0.0
         while (pause_seconds := self._resume_at - self._clock()) > 0:
             await self._sleep(pause_seconds)
         await self._limiter.acquire()
+        return self._clock() - asked
 
     def slow_down(self, asked_seconds: float | None) -> float:
         """Let nobody send anything for the time a 429 asks for, within bounds; return that time in seconds."""

@@ -6,6 +6,7 @@ being answered or a byte is awaited, never while a slow client keeps us from ask
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -16,8 +17,11 @@ import structlog
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from service.model import Failure, Reason
+from service.logs import onward_traceparent
+from service.metrics import Metrics
+from service.model import Failure, Hop, Reason
 from service.upstream.addresses import REDIRECT_STATUSES, TargetRefused, TargetRules, is_private
+from service.upstream.breaker import Breaker
 from service.upstream.politeness import Politeness
 from service.upstream.rules import AttemptFailed, retry_after_seconds
 
@@ -112,7 +116,10 @@ def open_session(*, allow_private: bool, connect_timeout_seconds: float) -> aioh
 
 
 class Transport:
-    """Sends GET requests to the API and wherever it redirects to. Shared by the whole process."""
+    """Sends GET requests to the API and wherever it redirects to. Shared by the whole process.
+
+    Without ``metrics`` and ``breaker`` it tells its own, which nobody asks.
+    """
 
     def __init__(
         self,
@@ -122,12 +129,16 @@ class Transport:
         politeness: Politeness,
         api_headers: Mapping[str, str],
         silence_seconds: float,
+        metrics: Metrics | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
         self._session = session
         self._rules = rules
         self._politeness = politeness
         self._api_headers = dict(api_headers)
         self._silence_seconds = silence_seconds
+        self._metrics = metrics or Metrics()
+        self._breaker = breaker or Breaker(time.monotonic)
 
     def is_api(self, url: URL) -> bool:
         """Whether an answer's address belongs to the API itself, not to its storage."""
@@ -168,7 +179,7 @@ class Transport:
         try:
             url = self._rules.check(url)
             while True:
-                response = await self._request(url, headers)
+                response = await self._request(url, headers, hops)
                 if response.status not in REDIRECT_STATUSES:
                     return response
                 response.release()
@@ -177,17 +188,43 @@ class Transport:
         except TargetRefused as error:
             raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, str(error))) from error
 
-    async def _request(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _request(self, url: URL, headers: Mapping[str, str], hops: int) -> aiohttp.ClientResponse:
         to_api = self._rules.is_api(url)
         if to_api:
-            await self._politeness.turn()
-        response = await self._timed(
-            self._session.get(url, headers=self._headers_for(url, headers), allow_redirects=False)
-        )
+            self._metrics.rate_limit_wait.inc(await self._politeness.turn())
+        response = await self._answer(url, headers, hops)
         if to_api and response.status == HTTPStatus.TOO_MANY_REQUESTS:
             pause_seconds = self._politeness.slow_down(retry_after_seconds(response.headers))
+            self._metrics.upstream_slowdowns.inc()
             log.warning("upstream.slowed_down", pause_seconds=pause_seconds)
         return response
+
+    async def _answer(self, url: URL, headers: Mapping[str, str], hops: int) -> aiohttp.ClientResponse:
+        """Send one request and count what came of it. A request that is called off is not counted."""
+        is_api, sent = self._rules.is_api(url), time.monotonic()
+        try:
+            response = await self._timed(
+                self._session.get(url, headers=self._headers_for(url, headers), allow_redirects=False)
+            )
+        except AttemptFailed as error:
+            hop = hop_of(hops, is_api=is_api, status=None)
+            self._metrics.count_no_answer(hop)
+            if error.failure.reason is not Reason.REDIRECT_REFUSED:  # by us
+                self._judge(hop, failed=True)
+            raise
+        hop = hop_of(hops, is_api=is_api, status=response.status)
+        self._metrics.count_answer(hop, response.status, time.monotonic() - sent)
+        self._judge(hop, failed=response.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        return response
+
+    def _judge(self, hop: Hop, *, failed: bool) -> None:
+        """Tell the breaker of the API's own stations; the storage is another's, and fails image by image."""
+        if hop is Hop.STORAGE:
+            return
+        if failed:
+            self._breaker.failed()
+        else:
+            self._breaker.succeeded()
 
     def _headers_for(self, url: URL, headers: Mapping[str, str]) -> dict[str, str]:
         """The key and what identifies our caller go to the API's origin only; storage gets the bare request."""
@@ -195,6 +232,8 @@ class Transport:
             return dict(headers)
         request_id = structlog.contextvars.get_contextvars().get("request_id")
         tracing = {"X-Request-ID": str(request_id)} if request_id else {}
+        if traceparent := onward_traceparent():
+            tracing["traceparent"] = traceparent
         return {**headers, **self._api_headers, **tracing}
 
     async def _timed(self, wait: Awaitable[_T]) -> _T:
@@ -213,6 +252,17 @@ class Transport:
             raise AttemptFailed(Failure(Reason.TRUNCATED, "the answer ended before its promised end")) from error
         except (ConnectionBroke, aiohttp.ClientError, OSError) as error:
             raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the connection broke")) from error
+
+
+def hop_of(hops: int, *, is_api: bool, status: int | None) -> Hop:
+    """Return which station answered after ``hops`` redirects, or did not answer.
+
+    The API is asked first. Behind it, what is at its own origin or points elsewhere is an asset server; the end of the
+    redirects is the storage.
+    """
+    if hops == 0:
+        return Hop.API
+    return Hop.ASSET if is_api or status in REDIRECT_STATUSES else Hop.STORAGE
 
 
 def _connect_failure(error: aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) -> Failure:

@@ -1,5 +1,6 @@
 """What surrounds every request: its id, its log line, its problem document, its safety headers."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -8,47 +9,68 @@ from collections.abc import Awaitable, Callable
 import structlog
 from aiohttp import web
 
-from service.errors import ArchiveBroken, InternalError, MethodNotAllowed, RouteNotFound, ServiceError, problem
+from service.errors import (
+    ArchiveBroken,
+    InternalError,
+    MethodNotAllowed,
+    RouteNotFound,
+    ServiceError,
+    UpstreamError,
+    problem,
+)
+from service.logs import read_traceparent, request_context
 from service.web.archive_response import ArchiveResponse
 from service.web.connection import SERVER_NAME, ClientConnection
+from service.web.services import SERVICES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PROBLEM_TYPE = "application/problem+json"
 REQUEST_ID = web.RequestKey("request_id", str)
+# When the request arrived, by ``time.monotonic``.
+ARRIVED = web.RequestKey("arrived", float)
 # Set by a handler as soon as its response has begun, so that a later failure breaks that response off.
 STREAMING = web.RequestKey("streaming", ArchiveResponse)
 
 # What is taken over from a caller goes into logs and upstream headers: word characters, and not without end.
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# What stands for the others in labels, of which a caller could otherwise make as many as it likes.
+_KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER_METHOD = "other"
+NO_ROUTE = "unmatched"
+NO_STATUS = "none"
 
 log = structlog.get_logger(__name__)
 
 
 @web.middleware
 async def trace_request(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request its id and write its line in the log."""
-    given = request.headers.get("X-Request-ID", "")
+    """Give the request its id, write its line in the log, and count it."""
     if isinstance(request.protocol, ClientConnection):
         request.protocol.head_received()
-    request_id = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    request[REQUEST_ID] = request_id
-    started = time.monotonic()
+    given = request.headers.get("X-Request-ID", "")
+    request[REQUEST_ID] = given if _SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    request[ARRIVED] = time.monotonic()
     status: int | None = None
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
+    with request_context(request[REQUEST_ID], read_traceparent(request.headers.getall("traceparent", ()))):
         try:
             response = await handler(request)
             status = response.status
         finally:
             # Without a status the client has gone: the handler was cancelled.
-            log.info(
-                "http.request",
-                method=request.method,
-                path=request.path,
-                status=status,
-                seconds=round(time.monotonic() - started, 4),
-            )
+            _note(request, status)
     return response
+
+
+def _note(request: web.Request, status: int | None) -> None:
+    seconds = round(time.monotonic() - request[ARRIVED], 4)
+    log.info("http.request", method=request.method, path=request.path, status=status, seconds=seconds)
+    resource = request.match_info.route.resource
+    request.app[SERVICES].metrics.http_requests.labels(
+        resource.canonical if resource is not None else NO_ROUTE,
+        request.method if request.method in _KNOWN_METHODS else OTHER_METHOD,
+        NO_STATUS if status is None else str(status),
+    ).inc()
 
 
 @web.middleware
@@ -63,14 +85,23 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
         return problem_response(request, error)
     except ArchiveBroken as error:
         log.warning("archive.broken", detail=str(error))
+        request.app[SERVICES].recent_errors.note("archive.broken", str(error), request[REQUEST_ID])
         request[STREAMING].break_off(request)
         return request[STREAMING]
+    except asyncio.CancelledError:
+        # The client has gone, or the service ends: what has begun must not pass for a whole archive.
+        if STREAMING in request:
+            request[STREAMING].break_off(request)
+        raise
     except web.HTTPException as error:
         return problem_response(request, _routing_error(request, error))
     except ConnectionResetError:
         raise  # the client has gone; there is nobody to answer
     except Exception as error:  # the outermost catch; anything else would end as aiohttp's HTML page
         log.exception("request.failed", exc_info=error)
+        request.app[SERVICES].recent_errors.note(
+            "request.failed", f"{type(error).__name__}: {error}", request[REQUEST_ID]
+        )
         if STREAMING in request:
             request[STREAMING].break_off(request)
             return request[STREAMING]
@@ -91,6 +122,8 @@ def problem_response(request: web.Request, error: ServiceError) -> web.Response:
     document = {**problem(error), "instance": f"urn:request:{request[REQUEST_ID]}"}
     headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     log.info("request.refused", problem=error.slug, status=error.status, detail=error.detail)
+    if isinstance(error, UpstreamError):
+        request.app[SERVICES].recent_errors.note("request.refused", error.detail, request[REQUEST_ID])
     return web.json_response(document, status=error.status, headers=headers, content_type=PROBLEM_TYPE)
 
 

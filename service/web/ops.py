@@ -3,7 +3,7 @@
 import inspect
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from service.errors import RouteNotFound, concrete_errors
 from service.web.services import SERVICES
@@ -23,16 +23,23 @@ async def live(_request: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     """Say whether orders can be served: 503 with the reasons if not."""
     services = request.app[SERVICES]
-    conditions = {"no_api_key": services.upstream is None, "draining": services.admission.draining}
+    conditions = {
+        "no_api_key": services.upstream is None,
+        "draining": services.admission.draining,
+        "upstream_breaker_open": services.breaker.is_open,
+    }
     reasons = [reason for reason, holds in conditions.items() if holds]
     status = 503 if reasons else 200
     return web.json_response({"status": "unready" if reasons else "ok", "reasons": reasons}, status=status)
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Answer a Prometheus scrape."""
-    body = generate_latest(request.app[SERVICES].metrics.registry)
-    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    """Answer a Prometheus scrape, in OpenMetrics to whoever asks for it."""
+    try:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    except (TypeError, ValueError):  # it stumbles over a version that is no number
+        encode, content_type = choose_encoder("")
+    return web.Response(body=encode(request.app[SERVICES].metrics.registry), headers={"Content-Type": content_type})
 
 
 async def explain_problem(request: web.Request) -> web.Response:

@@ -11,18 +11,18 @@ from aiohttp import HttpVersion11, web
 from yarl import URL
 
 from service.archive.naming import archive_filename, content_disposition
-from service.archive.plan import ArchiveOptions, ArchivePlan, check_order_id, parse_options, plan_archive
+from service.archive.plan import ArchivePlan, check_order_id, parse_options, plan_archive
 from service.archive.report import ReportContext
-from service.errors import ClientStalled, NotConfigured, ServiceError
+from service.errors import NotConfigured
 from service.model import Outcome
 from service.pipeline import ArchiveStream
 from service.upstream.client import UpstreamClient
+from service.web.archive_record import ArchiveRecord
 from service.web.archive_response import ArchiveResponse
 from service.web.middleware import STREAMING
 from service.web.services import SERVICES, Services
 
-log = structlog.get_logger(__name__)
-
+ORDER_ID_CHARACTERS = 36
 # About 45 bytes each ("&only=" and a UUID): with this many, a URL stays below the 8 KiB that nginx takes by default.
 IDS_PER_RETRY_URL = 100
 TRAILERS = ("X-Downloaded", "X-Failed")
@@ -31,33 +31,36 @@ TRAILERS = ("X-Downloaded", "X-Failed")
 async def get_order_archive(request: web.Request) -> web.StreamResponse:
     """Answer with the archive, or, to HEAD, with its status and headers only."""
     services = request.app[SERVICES]
+    record = ArchiveRecord(request, str(uuid.uuid4()), services.metrics)
+    # What is too long for an id is no id, and fills no log.
+    order_id = request.match_info["order_id"][:ORDER_ID_CHARACTERS]
+    with structlog.contextvars.bound_contextvars(order_id=order_id, archive_id=record.archive_id):
+        if request.method == "HEAD":  # makes no archive: there is nothing to account for
+            return await _serve(request, services, record)
+        with record:
+            return await _serve(request, services, record)
+
+
+async def _serve(request: web.Request, services: Services, record: ArchiveRecord) -> web.StreamResponse:
     # 1. What is asked for. Nothing upstream is touched before this is right.
     order_id = check_order_id(request.match_info["order_id"])
     options = parse_options(request.query.items())
     upstream = _upstream(services)
     # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
     with services.admission.admit():
-        return await _serve(request, services, upstream, order_id, options)
-
-
-async def _serve(
-    request: web.Request, services: Services, upstream: UpstreamClient, order_id: str, options: ArchiveOptions
-) -> web.StreamResponse:
-    # From here the caller waits: look-up and first image together must not take longer than this.
-    deadline = asyncio.get_running_loop().time() + services.first_byte_seconds
-    archive_id = str(uuid.uuid4())
-    with structlog.contextvars.bound_contextvars(order_id=order_id, archive_id=archive_id):
+        # From here the caller waits: look-up and first image together must not take longer than this.
+        deadline = asyncio.get_running_loop().time() + services.first_byte_seconds
         # 3. What there is.
         order = await upstream.find_order(order_id, deadline=deadline)
         plan = plan_archive(order, options, max_images=services.max_images)
         # 4. The answer.
         if request.method == "HEAD":
-            return web.Response(headers=_headers(plan, archive_id), content_type="application/zip")
-        return await _Download(request, services, upstream, plan, archive_id).run(deadline)
+            return web.Response(headers=_headers(plan, record.archive_id), content_type="application/zip")
+        return await _Download(request, services, upstream, plan, record).run(deadline)
 
 
 class _Download:
-    """One caller's download: joins the archive's stream to the caller's connection, and says how it ended."""
+    """One caller's download: joins the archive's stream to the caller's connection."""
 
     def __init__(
         self,
@@ -65,14 +68,14 @@ class _Download:
         services: Services,
         upstream: UpstreamClient,
         plan: ArchivePlan,
-        archive_id: str,
+        record: ArchiveRecord,
     ) -> None:
         self._request = request
-        self._metrics = services.metrics
+        self._in_progress = services.metrics.archives_in_progress
         self._url = URL(services.public_url).join(request.rel_url) if services.public_url else request.url
         self._stall_seconds = services.client_stall_seconds
         self._plan = plan
-        self._archive_id = archive_id
+        self._record = record
         self._stream = ArchiveStream(
             plan,
             upstream,
@@ -80,52 +83,31 @@ class _Download:
             total_budget=services.total_budget,
             connections=services.connections,
             describe=self._describe,
-            count=services.metrics.count_image,
+            count=record.count,
         )
 
     async def run(self, first_byte_deadline: float) -> web.StreamResponse:
         """Stream the archive. Whatever breaks it is raised, and breaks the connection further out."""
-        outcome = "aborted"
-        try:
-            with self._metrics.archives_in_progress.track_inprogress():
-                async with self._stream as stream:
-                    await stream.begin(first_byte_deadline)
-                    response = await self._start_response()
-                    async with aclosing(stream.pieces()) as pieces:
-                        async for piece in pieces:
-                            await response.send(piece)
-                    await response.write_eof()
-            outcome = "partial" if stream.failed else "complete"
-        except ServiceError:
-            outcome = "none"
-            raise
-        except asyncio.CancelledError:
-            outcome = "client_gone" if self._client_has_gone() else "aborted"
-            self._break_off()
-            raise
-        except (ConnectionResetError, ClientStalled):
-            outcome = "client_gone"
-            raise
-        finally:
-            self._conclude(outcome)
+        self._record.opened(self._plan, self._stream)
+        with self._in_progress.track_inprogress():
+            async with self._stream as stream:
+                await stream.begin(first_byte_deadline)
+                response = await self._start_response()
+                self._record.begun(response)
+                async with aclosing(stream.pieces()) as pieces:
+                    async for piece in pieces:
+                        await response.send(piece)
+                await response.write_eof()
         return response
 
     async def _start_response(self) -> ArchiveResponse:
-        headers = _headers(self._plan, self._archive_id)
+        headers = _headers(self._plan, self._record.archive_id)
         if self._request.version >= HttpVersion11:
             headers["Trailer"] = ", ".join(TRAILERS)
         response = ArchiveResponse(headers, self._trailers, stall_seconds=self._stall_seconds)
         self._request[STREAMING] = response
         await response.prepare(self._request)
         return response
-
-    def _client_has_gone(self) -> bool:
-        """Tell a client that left from the end of the service: both cancel the handler."""
-        return self._request.transport is None or self._request.transport.is_closing()
-
-    def _break_off(self) -> None:
-        if STREAMING in self._request:
-            self._request[STREAMING].break_off(self._request)
 
     def _trailers(self) -> dict[str, str]:
         return dict(zip(TRAILERS, (str(self._stream.downloaded), str(self._stream.failed)), strict=True))
@@ -138,23 +120,10 @@ class _Download:
         return ReportContext(
             order_id=order.order_id,
             order_name=order.name,
-            archive_id=self._archive_id,
+            archive_id=self._record.archive_id,
             parameters=dict(query),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             retry_urls=_retry_urls(self._url, query, [image_id for image_id in missing if image_id]),
-        )
-
-    def _conclude(self, outcome: str) -> None:
-        stream = self._stream
-        self._metrics.archives.labels(outcome).inc()
-        self._metrics.archive_bytes.inc(stream.bytes_out)
-        log.info(
-            "archive.finished",
-            outcome=outcome,
-            images=self._plan.total,
-            downloaded=stream.downloaded,
-            failed=stream.failed,
-            bytes=stream.bytes_out,
         )
 
 

@@ -1,5 +1,6 @@
 """What handlers need of the process: made once by ``app``, looked up under one key."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -7,16 +8,26 @@ from aiohttp import web
 from service.metrics import Metrics
 from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
+from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
 from service.web.admission import Admission
+from service.web.auth import AdminToken
+from service.web.recent_errors import RecentErrors
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The shared parts and plain values of one running app. ``upstream`` is ``None`` without an API key."""
+    """The shared parts and plain values of one running app.
+
+    ``upstream`` is ``None`` without an API key. ``started`` is by ``time.monotonic``; ``public_limits`` are the
+    settings that bound things, as ``/api/stats`` shows them.
+    """
 
     upstream: UpstreamClient | None
+    breaker: Breaker
     metrics: Metrics
+    recent_errors: RecentErrors
+    admin: AdminToken
     admission: Admission
     limits: StreamLimits
     total_budget: Budget
@@ -25,6 +36,9 @@ class Services:
     public_url: str | None
     first_byte_seconds: float
     client_stall_seconds: float
+    version: str
+    started: float
+    public_limits: Mapping[str, float]
 
 
 SERVICES = web.AppKey("services", Services)
