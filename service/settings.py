@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         250, gt=0, description="Requests to the API a second, for the whole process; the API allows 300 per address."
     )
     upstream_connections: int = Field(
-        100, ge=1, description="Images fetched at a time by the whole process, shared evenly; each archive has one."
+        64, ge=1, description="Images fetched at a time by the whole process, shared evenly; each archive has one."
     )
     image_attempts: int = Field(3, ge=1, le=20, description="Tries for one image before it is reported as failed.")
     image_timeout_seconds: float = Field(
