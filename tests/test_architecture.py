@@ -61,6 +61,7 @@ PURE = (
     "service/model.py",
     "service/errors.py",
     "service/upstream/addresses.py",
+    "service/upstream/breaker.py",
     "service/upstream/formats.py",
     "service/upstream/payloads.py",
     "service/upstream/rules.py",
