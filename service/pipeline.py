@@ -28,7 +28,7 @@ from service.archive.plan import ArchivePlan, ManifestMode, OnError, PlannedImag
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, manifest_json, report_text
 from service.archive.writer import ArchiveWriter, EntrySizeMismatch
 from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, ImageMissing, NothingToDeliver
-from service.model import UPSTREAM_REASONS, Failure, Image, ImageOptions, Opened, Outcome, Reason
+from service.model import UPSTREAM_REASONS, Entry, Failure, Image, ImageOptions, Opened, Outcome, Reason
 from service.readahead import Budget, ConnectionShare, Download, ReadAhead, Slot
 
 log = structlog.get_logger(__name__)
@@ -217,8 +217,15 @@ class ArchiveStream:
         self.rollbacks += 1
         log.info("image.rolled_back", image_id=slot.item.image.image_id, detail=why)
 
-    def _outcome(self, slot: PlannedSlot, **result: object) -> Outcome:
-        return Outcome(slot.item.position, slot.item.image, slot.download.attempts, **result)  # type: ignore[arg-type]
+    def _outcome(
+        self,
+        slot: PlannedSlot,
+        *,
+        entry: Entry | None = None,
+        failure: Failure | None = None,
+        sha256: str | None = None,
+    ) -> Outcome:
+        return Outcome(slot.item.position, slot.item.image, slot.download.attempts, entry, failure, sha256)
 
     def _record(self, outcome: Outcome) -> None:
         """Note one image's outcome, and draw the consequences of a failure."""

@@ -16,6 +16,7 @@ always moves, whatever the others hold; it may run ``HEAD_BYTES`` ahead of its r
 """
 
 import asyncio
+import functools
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
@@ -350,9 +351,9 @@ class ReadAhead(Generic[ItemT]):
             self._slots.append(slot)
             slot.task = task = asyncio.create_task(_pump(slot))
             self._running.add(task)
-            task.add_done_callback(lambda task, slot=slot: self._on_done(task, slot))  # type: ignore[misc]
+            task.add_done_callback(functools.partial(self._on_done, slot))
 
-    def _on_done(self, task: asyncio.Task[None], slot: Slot[ItemT]) -> None:
+    def _on_done(self, slot: Slot[ItemT], task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         # A fault of our own is handed to the reader like a failed image, and breaks the archive there.
         slot.finish(asyncio.CancelledError() if task.cancelled() else task.exception())
