@@ -13,6 +13,7 @@ says in ``detail`` is public. Private causes travel as ``__cause__`` and reach t
     │   │   ├── UnknownParameter      400
     │   │   ├── RepeatedParameter     400
     │   │   └── ImageNotInOrder       400
+    │   ├── AdminRequired             401
     │   ├── RouteNotFound             404
     │   ├── MethodNotAllowed          405
     │   ├── OrderNotFound             404
@@ -111,6 +112,14 @@ class ImageNotInOrder(InvalidParameter):
 
     slug = "image-not-in-order"
     title = "An image is not in the order"
+
+
+class AdminRequired(CallerError):
+    """What is asked for is the operator's alone."""
+
+    status = 401
+    slug = "admin-required"
+    title = "Only the operator may do this"
 
 
 class RouteNotFound(CallerError):
