@@ -16,12 +16,14 @@ from service.logs import Redactor
 from service.metrics import Metrics, watch_loop_lag
 from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
+from service.sentry import Report, reporting
 from service.settings import Settings
 from service.upstream.addresses import TargetRules
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
 from service.upstream.download import DownloadPolicy
 from service.upstream.politeness import Politeness
+from service.upstream.sentry_api import SentryApi
 from service.upstream.transport import Transport, open_session
 from service.web import ops
 from service.web.admission import Admission
@@ -29,6 +31,7 @@ from service.web.auth import AdminToken
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
 from service.web.recent_errors import RecentErrors
+from service.web.sentry_issues import sentry_issues
 from service.web.services import SERVICES, Services
 from service.web.stats import stats
 
@@ -58,6 +61,7 @@ def create_app(settings: Settings) -> web.Application:
     # Any segment is taken as an order id, so that a bad one is told what is wrong with it.
     app.router.add_get("/orders/{order_id:[^/]+}/images", get_order_archive)
     app.router.add_get("/api/stats", stats)
+    app.router.add_get("/api/sentry/issues", sentry_issues)
     app.router.add_get("/problems/{slug}", ops.explain_problem)
     _add_ops_routes(app)
 
@@ -66,8 +70,13 @@ def create_app(settings: Settings) -> web.Application:
             allow_private=settings.allow_private_upstream,
             connect_timeout_seconds=settings.connect_timeout_seconds,
         )
-        async with session:
-            app[SERVICES] = _services(settings, session)
+        dsn, redactor = settings.sentry_dsn, Redactor(settings.secrets())
+        release = f"autoenhance-batch@{_version()}"
+        async with (
+            session,
+            reporting(dsn.get_secret_value() if dsn else None, release=release, redactor=redactor) as report_fault,
+        ):
+            app[SERVICES] = _services(settings, session, redactor, report_fault)
             async with _loop_lag_watched(app[SERVICES].metrics):
                 yield
 
@@ -96,20 +105,28 @@ def _add_ops_routes(app: web.Application) -> None:
     app.router.add_get("/metrics", ops.metrics)
 
 
-def _services(settings: Settings, session: ClientSession) -> Services:
+def _services(settings: Settings, session: ClientSession, redactor: Redactor, report_fault: Report) -> Services:
     running_version = _version()
     metrics = Metrics(version=running_version)
     breaker = Breaker(time.monotonic)
     metrics.upstream_breaker_open.set_function(lambda: breaker.is_open)
     total_budget = Budget(settings.read_ahead_total_bytes)
     metrics.watch_read_ahead(lambda: total_budget.held_bytes, total_budget.limit_bytes)
-    key, admin_token = settings.autoenhance_api_key, settings.admin_token
-    redactor = Redactor([secret.get_secret_value() for secret in (key, admin_token) if secret])
+    metrics.archives_limit.set(settings.max_archives)
+    key, admin_token, sentry_token = settings.autoenhance_api_key, settings.admin_token, settings.sentry_auth_token
     return Services(
         upstream=_upstream_client(settings, session, metrics, breaker) if key else None,
         breaker=breaker,
         metrics=metrics,
         recent_errors=RecentErrors(redactor.clean),
+        report_fault=report_fault,
+        sentry=SentryApi(
+            session,
+            base=settings.sentry_api_base,
+            token=sentry_token.get_secret_value() if sentry_token else None,
+            organization=settings.sentry_org,
+            project=settings.sentry_project,
+        ),
         admin=AdminToken(admin_token.get_secret_value() if admin_token else None),
         admission=Admission(settings.max_archives),
         limits=StreamLimits(

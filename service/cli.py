@@ -100,6 +100,5 @@ def _run(start: Callable[[Settings], Coroutine[Any, Any, None]], **overrides: ob
         for line in error.problems:
             click.echo(f"settings: {line}", err=True)
         sys.exit(EXIT_SETTINGS)
-    secrets = [secret.get_secret_value() for secret in (settings.autoenhance_api_key, settings.admin_token) if secret]
-    configure_logs(log_format=settings.log_format, level=settings.log_level, secrets=secrets)
+    configure_logs(log_format=settings.log_format, level=settings.log_level, secrets=settings.secrets())
     asyncio.run(start(settings))

@@ -27,8 +27,13 @@ says in ``detail`` is public. Private causes travel as ``__cause__`` and reach t
     │   ├── UpstreamRefusedKey        502  the service's own key is wrong
     │   ├── UpstreamTimeout           504
     │   └── FirstByteTimeout          504  no image in hand in time
+    ├── SentryError                   Sentry, or our access to it, must be mended
+    │   ├── SentryRefused             502
+    │   ├── SentryUnavailable         502
+    │   └── SentryUnreadable          502
     └── OwnError                      the operator must act, or the caller wait
         ├── NotConfigured             503
+        ├── SentryNotConfigured       503
         ├── AtCapacity                503
         ├── Draining                  503
         └── InternalError             500
@@ -228,6 +233,34 @@ class FirstByteTimeout(UpstreamError):
         super().__init__(detail, failures=failure_list(outcomes))
 
 
+class SentryError(ServiceError):
+    """Sentry did not answer as it should."""
+
+
+class SentryRefused(SentryError):
+    """Sentry refuses the service's token: the operator must mend it."""
+
+    status = 502
+    slug = "sentry-refused"
+    title = "Sentry refuses this service's token"
+
+
+class SentryUnavailable(SentryError):
+    """Sentry cannot be reached, took too long, or answered with an error."""
+
+    status = 502
+    slug = "sentry-unavailable"
+    title = "Sentry did not answer"
+
+
+class SentryUnreadable(SentryError):
+    """Sentry answered with something that is not a list of issues."""
+
+    status = 502
+    slug = "sentry-unreadable"
+    title = "Sentry gave an answer that cannot be read"
+
+
 class OwnError(ServiceError):
     """The service itself cannot do it now."""
 
@@ -238,6 +271,14 @@ class NotConfigured(OwnError):
     status = 503
     slug = "not-configured"
     title = "The service has no Autoenhance API key"
+
+
+class SentryNotConfigured(OwnError):
+    """The service does not know which Sentry project is its own; ``missing`` names the settings."""
+
+    status = 503
+    slug = "sentry-not-configured"
+    title = "Reading from Sentry is not configured"
 
 
 class AtCapacity(OwnError):

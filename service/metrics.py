@@ -59,6 +59,7 @@ class Metrics:
     def _make_archive_metrics(self) -> None:
         self.archives = self._counter("batch_archives", "Archives by how they ended.", "outcome")
         self.archives_in_progress = self._gauge("batch_archives_in_progress", "Archives being streamed now.")
+        self.archives_limit = self._gauge("batch_archives_limit", "The most archives that are streamed at a time.")
         self.archive_first_byte = self._histogram(
             "batch_archive_first_byte_seconds",
             "From a request's arrival to the first byte of its archive handed to the client.",
@@ -128,6 +129,8 @@ class Metrics:
         self.http_requests = self._counter(
             "batch_http_requests", "Requests answered by the service.", "route", "method", "status"
         )
+        # What is not HTTP has neither route nor method.
+        self.malformed_requests = self.http_requests.labels("unmatched", "other", "400")
         self.event_loop_lag = self._histogram(
             "batch_event_loop_lag_seconds", "How much later than asked the event loop came back.", LAG_BUCKETS
         )

@@ -42,7 +42,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     await runner.setup()
     try:
         async with _ops_served(app, settings):
-            listening = await _listen(runner, settings, settings.port)
+            listening = await _listen(runner, app, settings, settings.port)
             try:
                 url = _url(listening)
                 log.info("service.started", url=url, api_key_configured=settings.autoenhance_api_key is not None)
@@ -64,7 +64,7 @@ async def _ops_served(app: web.Application, settings: Settings) -> AsyncIterator
     runner = web.AppRunner(create_ops_app(app[SERVICES]), access_log=None, shutdown_timeout=CLOSING_SECONDS)
     await runner.setup()
     try:
-        listening = await _listen(runner, settings, settings.metrics_port)
+        listening = await _listen(runner, app, settings, settings.metrics_port)
         try:
             log.info("service.metrics_started", url=_url(listening))
             yield
@@ -86,11 +86,12 @@ async def serve(settings: Settings) -> None:
         await stop.wait()
 
 
-async def _listen(runner: web.AppRunner, settings: Settings, port: int) -> asyncio.Server:
+async def _listen(runner: web.AppRunner, app: web.Application, settings: Settings, port: int) -> asyncio.Server:
     """Open a port with our own connection class, for which aiohttp's sites have no place."""
     server, loop = runner.server, asyncio.get_running_loop()
     if server is None:
         raise RuntimeError("the runner is not set up")
+    malformed = app[SERVICES].metrics.malformed_requests
 
     def connect() -> ClientConnection:
         return ClientConnection(
@@ -98,6 +99,8 @@ async def _listen(runner: web.AppRunner, settings: Settings, port: int) -> async
             loop=loop,
             access_log=None,  # the middleware writes it
             head_seconds=settings.request_head_seconds,
+            stall_seconds=settings.client_stall_seconds,
+            note_malformed=malformed.inc,
             keepalive_timeout=KEEPALIVE_SECONDS,
             max_line_size=MAX_REQUEST_LINE_BYTES,
             max_field_size=MAX_HEADER_FIELD_BYTES,

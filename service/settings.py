@@ -55,6 +55,15 @@ class Settings(BaseSettings):
     admin_token: SecretStr | None = Field(
         None, description="Proves an operator, who sees the recent errors in /api/stats. Without it nobody does."
     )
+    sentry_dsn: SecretStr | None = Field(
+        None, description="Sentry project that faults of the service are reported to; needs the extra 'sentry'."
+    )
+    sentry_auth_token: SecretStr | None = Field(
+        None, description="Token with event:read, for /api/sentry/issues, which also needs the next two."
+    )
+    sentry_org: str | None = Field(None, description="Sentry organization, as in its URLs.")
+    sentry_project: str | None = Field(None, description="Sentry project, as in its URLs.")
+    sentry_api_base: str = Field("https://sentry.io", description="Where Sentry's API is; another one if self-hosted.")
     log_format: Literal["json", "console"] = Field("json", description="One JSON object a line, or text for people.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level logged.")
 
@@ -104,7 +113,7 @@ class Settings(BaseSettings):
             return tuple(word.strip().lower() for word in value.split(",") if word.strip())
         return value
 
-    @field_validator("autoenhance_api_base", "public_url")
+    @field_validator("autoenhance_api_base", "public_url", "sentry_api_base")
     @classmethod
     def _check_base(cls, value: str | None) -> str | None:
         if value is None:
@@ -124,7 +133,7 @@ class Settings(BaseSettings):
             raise ValueError("must not be PORT, which serves the same")
         return value
 
-    @field_validator("autoenhance_api_key", "admin_token")
+    @field_validator("autoenhance_api_key", "admin_token", "sentry_dsn", "sentry_auth_token")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value():
@@ -132,6 +141,10 @@ class Settings(BaseSettings):
         if value is not None and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
             raise ValueError("must be printable ASCII: it becomes an HTTP header")
         return value
+
+    def secrets(self) -> list[str]:
+        """Return every value that must never be shown, whatever it is for."""
+        return [value.get_secret_value() for _, value in self if isinstance(value, SecretStr)]
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"server", "app", "settings", "sandbox", *LEAVES},
     "server": {"app", "web", "settings", *LEAVES},
-    "app": {"web", "pipeline", "readahead", "upstream", "archive", "receipts", "settings", *LEAVES},
+    "app": {"web", "sentry", "pipeline", "readahead", "upstream", "archive", "receipts", "settings", *LEAVES},
     "web": {"pipeline", "readahead", "upstream", "archive", "receipts", *LEAVES},
     "pipeline": {"readahead", "archive", *LEAVES},
     "readahead": {"model", "errors"},
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"errors"},
     "logs": {"errors", "model"},
     "metrics": {"errors", "model"},
+    "sentry": {"logs"},
     "settings": {"errors", "model"},
     "sandbox": set(),
 }
@@ -53,6 +54,7 @@ BORDERS = {
     "zipstream": ("service/archive/writer.py",),
     "PIL": ("service/sandbox/",),
     "pydantic_settings": ("service/settings.py",),
+    "sentry_sdk": ("service/sentry.py",),
     "prometheus_client": ("service/metrics.py", "service/web/"),
 }
 # Decisions without I/O: no coroutine, and nothing that could wait, look at the clock or roll dice.

@@ -134,7 +134,7 @@ class ImageDownload:
     def _note_resume(self, answer: Answer) -> None:
         method = ResumeMethod.REPLAY if answer is Answer.REPLAY else ResumeMethod.RANGE
         self._metrics.image_resumes.labels(method.value).inc()
-        self._log.info("image.resumed", method=answer.name.lower(), received_bytes=self._received.count)
+        self._log.info("image.resumed", method=method.value, received_bytes=self._received.count)
 
     def _read_answer(self, response: aiohttp.ClientResponse) -> Answer:
         """Decide what the answer is worth before any of its body is read."""

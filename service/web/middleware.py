@@ -99,6 +99,7 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
         raise  # the client has gone; there is nobody to answer
     except Exception as error:  # the outermost catch; anything else would end as aiohttp's HTML page
         log.exception("request.failed", exc_info=error)
+        request.app[SERVICES].report_fault(error)
         request.app[SERVICES].recent_errors.note(
             "request.failed", f"{type(error).__name__}: {error}", request[REQUEST_ID]
         )

@@ -1,6 +1,6 @@
 """What handlers need of the process: made once by ``app``, looked up under one key."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -10,6 +10,7 @@ from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
+from service.upstream.sentry_api import SentryApi
 from service.web.admission import Admission
 from service.web.auth import AdminToken
 from service.web.recent_errors import RecentErrors
@@ -27,6 +28,8 @@ class Services:
     breaker: Breaker
     metrics: Metrics
     recent_errors: RecentErrors
+    report_fault: Callable[[BaseException], None]
+    sentry: SentryApi
     admin: AdminToken
     admission: Admission
     limits: StreamLimits

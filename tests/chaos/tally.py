@@ -13,7 +13,7 @@ from tests.chaos.scenario import Scenario
 RECOVERIES = {
     ("image.retried", "from the start"): "tried again from the start",
     ("image.retried", "after a part"): "tried again for the rest",
-    ("image.resumed", "continue"): "resumed by range",
+    ("image.resumed", "range"): "resumed by range",
     ("image.resumed", "replay"): "resumed by replay",
     ("image.rolled_back", ""): "rolled back",
     ("order.retried", ""): "order looked up again",

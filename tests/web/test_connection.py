@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import aiohttp
 import pytest
@@ -265,3 +267,32 @@ async def test_body_of_a_get_is_ignored(body: bytes, sandbox: Sandbox, service: 
     assert b" 200 OK\r\n" in received
     # A connection whose body was no body may end instead.
     assert after == b"" or _parsed(after)[0] in {200, 400}
+
+
+async def test_malformed_requests_are_counted(service: str, client: aiohttp.ClientSession) -> None:
+    """What is no HTTP is in the metrics like any other request that was refused."""
+    status, _, _ = await exchange(service, b"nonsense\r\n\r\n")
+    assert status == 400
+    async with client.get(f"{service}/metrics") as response:
+        text = await response.text()
+    assert 'batch_http_requests_total{method="other",route="unmatched",status="400"} 1.0' in text
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+async def test_the_kernel_gives_up_who_acknowledges_nothing(
+    start_service: StartService, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each accepted connection carries twice the stall limit as TCP's own, for what only the kernel still has."""
+    limits = []
+    set_option = socket.socket.setsockopt
+
+    def note(sock: socket.socket, *option: Any) -> None:
+        set_option(sock, *option)
+        if option[:2] == (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT):
+            limits.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+    monkeypatch.setattr(socket.socket, "setsockopt", note)
+    service = await start_service(client_stall_seconds=7.5)
+    async with client.get(f"{service}/health") as response:
+        assert response.status == 200
+    assert limits == [15_000]

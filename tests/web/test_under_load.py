@@ -82,11 +82,12 @@ async def silent_reader(service: str, order: SandboxOrder) -> AsyncIterator[sock
 
 
 async def read_to_the_end(sock: socket.socket) -> bytes:
-    """Return the last bytes of a connection that the service has ended."""
+    """Return the last bytes of a connection that the service has ended, or that its kernel has given up."""
     tail = b""
     loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(sock, MIB):
-        tail = (tail + data)[-1000:]
+    with suppress(ConnectionResetError):
+        while data := await loop.sock_recv(sock, MIB):
+            tail = (tail + data)[-1000:]
     return tail
 
 

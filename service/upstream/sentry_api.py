@@ -1,0 +1,109 @@
+"""Reads the project's newest issues from Sentry's API, for the operator's page.
+
+https://docs.sentry.io/api/events/list-a-projects-issues/
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from yarl import URL
+
+from service.errors import SentryNotConfigured, SentryRefused, SentryUnavailable, SentryUnreadable
+
+# An operator waits for this; and a list of issues is small.
+ANSWER_SECONDS = 10.0
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+ISSUES_ASKED = 25
+
+
+class _Issue(BaseModel):
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
+
+    id: str = ""
+    short_id: str | None = Field(None, alias="shortId")
+    title: str = ""
+    culprit: str | None = None
+    level: str | None = None
+    count: int | None = None
+    users: int | None = Field(None, alias="userCount")
+    first_seen: str | None = Field(None, alias="firstSeen")
+    last_seen: str | None = Field(None, alias="lastSeen")
+    permalink: str | None = None
+
+
+_ISSUES = TypeAdapter(list[_Issue])
+
+
+class SentryApi:
+    """The issues of one Sentry project. ``token`` needs the scope ``event:read``; it goes to ``base`` only."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        base: str,
+        token: str | None,
+        organization: str | None,
+        project: str | None,
+    ) -> None:
+        self._session = session
+        self._base = base
+        self._settings: Mapping[str, str | None] = {
+            "SENTRY_AUTH_TOKEN": token,
+            "SENTRY_ORG": organization,
+            "SENTRY_PROJECT": project,
+        }
+
+    async def unresolved(self) -> list[dict[str, Any]]:
+        """Return the newest unresolved issues, each with id, title, culprit, level, counts, times and address.
+
+        Raises:
+            SentryNotConfigured, SentryRefused, SentryUnavailable, SentryUnreadable
+        """
+        token, organization, project = self._configured()
+        url = URL(self._base) / "api/0/projects" / organization / project / "issues/"
+        query = {"query": "is:unresolved", "limit": str(ISSUES_ASKED)}
+        try:
+            async with (
+                self._session.get(
+                    url.with_query(query),
+                    headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+                    allow_redirects=False,  # the token is for this address alone
+                    timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+                ) as response,
+            ):
+                if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                    raise SentryRefused("Sentry refuses SENTRY_AUTH_TOKEN, or the token may not read this project.")
+                if response.status != HTTPStatus.OK:
+                    raise SentryUnavailable(f"Sentry answered {response.status}.")
+                return _read(await _bounded(response))
+        except TimeoutError as error:
+            raise SentryUnavailable(f"Sentry did not answer within {ANSWER_SECONDS:g} s.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise SentryUnavailable("Sentry cannot be reached.") from error
+
+    def _configured(self) -> tuple[str, ...]:
+        missing = [name for name, value in self._settings.items() if not value]
+        if missing:
+            raise SentryNotConfigured(f"The operator must set {', '.join(missing)}.", missing=missing)
+        return tuple(value for value in self._settings.values() if value)
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    answer = bytearray()
+    async for chunk in response.content.iter_any():
+        answer += chunk
+        if len(answer) > MAX_ANSWER_BYTES:
+            raise SentryUnreadable("Sentry's answer is too large.")
+    return bytes(answer)
+
+
+def _read(answer: bytes) -> list[dict[str, Any]]:
+    try:
+        issues = _ISSUES.validate_json(answer)
+    except ValidationError as error:
+        raise SentryUnreadable("Sentry's answer is not a list of issues.") from error
+    return [issue.model_dump() for issue in issues[:ISSUES_ASKED]]
