@@ -190,29 +190,29 @@ class Transport:
 
     async def _request(self, url: URL, headers: Mapping[str, str], hops: int) -> aiohttp.ClientResponse:
         to_api = self._rules.is_api(url)
-        if to_api:
-            self._metrics.rate_limit_wait.inc(await self._politeness.turn())
-        response = await self._answer(url, headers, hops)
+        if to_api and (waited_seconds := await self._politeness.turn()):
+            self._metrics.rate_limit_wait.inc(waited_seconds)
+        response = await self._answer(url, headers, hops, to_api=to_api)
         if to_api and response.status == HTTPStatus.TOO_MANY_REQUESTS:
             pause_seconds = self._politeness.slow_down(retry_after_seconds(response.headers))
             self._metrics.upstream_slowdowns.inc()
             log.warning("upstream.slowed_down", pause_seconds=pause_seconds)
         return response
 
-    async def _answer(self, url: URL, headers: Mapping[str, str], hops: int) -> aiohttp.ClientResponse:
+    async def _answer(self, url: URL, headers: Mapping[str, str], hops: int, *, to_api: bool) -> aiohttp.ClientResponse:
         """Send one request and count what came of it. A request that is called off is not counted."""
-        is_api, sent = self._rules.is_api(url), time.monotonic()
+        sent = time.monotonic()
+        # The key and what identifies our caller go to the API's origin only; storage gets the bare request.
+        asked = self._headers_for_api(headers) if to_api else headers
         try:
-            response = await self._timed(
-                self._session.get(url, headers=self._headers_for(url, headers), allow_redirects=False)
-            )
+            response = await self._timed(self._session.get(url, headers=asked, allow_redirects=False))
         except AttemptFailed as error:
-            hop = hop_of(hops, is_api=is_api, status=None)
+            hop = hop_of(hops, is_api=to_api, status=None)
             self._metrics.count_no_answer(hop)
             if error.failure.reason is not Reason.REDIRECT_REFUSED:  # by us
                 self._judge(hop, failed=True)
             raise
-        hop = hop_of(hops, is_api=is_api, status=response.status)
+        hop = hop_of(hops, is_api=to_api, status=response.status)
         self._metrics.count_answer(hop, response.status, time.monotonic() - sent)
         self._judge(hop, failed=response.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
         return response
@@ -226,10 +226,7 @@ class Transport:
         else:
             self._breaker.succeeded()
 
-    def _headers_for(self, url: URL, headers: Mapping[str, str]) -> dict[str, str]:
-        """The key and what identifies our caller go to the API's origin only; storage gets the bare request."""
-        if not self._rules.is_api(url):
-            return dict(headers)
+    def _headers_for_api(self, headers: Mapping[str, str]) -> dict[str, str]:
         request_id = structlog.contextvars.get_contextvars().get("request_id")
         tracing = {"X-Request-ID": str(request_id)} if request_id else {}
         if traceparent := onward_traceparent():
