@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from service.metrics import Metrics, watch_loop_lag
 from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
 from service.sentry import Report, reporting
-from service.settings import Settings
+from service.settings import FULL_QUALITY, Settings
 from service.upstream.addresses import TargetRules
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
@@ -27,12 +28,14 @@ from service.upstream.sentry_api import SentryApi
 from service.upstream.transport import Transport, open_session
 from service.web import ops
 from service.web.admission import Admission
-from service.web.auth import AdminToken
+from service.web.auth import Access, Credentials, FailureLimit, Links, ServiceKey, Sessions
+from service.web.links import create_link
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
 from service.web.recent_errors import RecentErrors
 from service.web.sentry_issues import sentry_issues
 from service.web.services import SERVICES, Services
+from service.web.sessions import end_session, get_session, start_session
 from service.web.stats import stats
 
 # A request has no body worth mentioning; what has one is answered before it is read.
@@ -55,11 +58,18 @@ PUBLIC_LIMITS = (
 )
 
 
-def create_app(settings: Settings) -> web.Application:
-    """Return the app; its resources open when it starts and close when it stops."""
+def create_app(settings: Settings, *, sandbox: bool = False) -> web.Application:
+    """Return the app; its resources open when it starts and close when it stops.
+
+    With ``sandbox`` everybody is the operator: nothing behind the app is real.
+    """
     app = _bare_app()
     # Any segment is taken as an order id, so that a bad one is told what is wrong with it.
     app.router.add_get("/orders/{order_id:[^/]+}/images", get_order_archive)
+    app.router.add_post("/orders/{order_id:[^/]+}/links", create_link)
+    app.router.add_get("/session", get_session)
+    app.router.add_post("/session", start_session)
+    app.router.add_delete("/session", end_session)
     app.router.add_get("/api/stats", stats)
     app.router.add_get("/api/sentry/issues", sentry_issues)
     app.router.add_get("/problems/{slug}", ops.explain_problem)
@@ -76,7 +86,8 @@ def create_app(settings: Settings) -> web.Application:
             session,
             reporting(dsn.get_secret_value() if dsn else None, release=release, redactor=redactor) as report_fault,
         ):
-            app[SERVICES] = _services(settings, session, redactor, report_fault)
+            access = _access(settings, sandbox=sandbox)
+            app[SERVICES] = _services(settings, session, access, redactor, report_fault)
             async with _loop_lag_watched(app[SERVICES].metrics):
                 yield
 
@@ -105,7 +116,33 @@ def _add_ops_routes(app: web.Application) -> None:
     app.router.add_get("/metrics", ops.metrics)
 
 
-def _services(settings: Settings, session: ClientSession, redactor: Redactor, report_fault: Report) -> Services:
+def _access(settings: Settings, *, sandbox: bool) -> Access:
+    admin_token = settings.admin_token
+    credentials = Credentials(
+        [
+            ServiceKey(key.removesuffix(FULL_QUALITY), full=key.endswith(FULL_QUALITY))
+            for key in (one.get_secret_value() for one in settings.service_api_keys)
+        ],
+        admin_token.get_secret_value() if admin_token else None,
+        allow_full_quality=settings.allow_full_quality,
+        open_to_all=sandbox,
+    )
+    signing_keys = [key.get_secret_value() for key in settings.signing_keys]
+    if sandbox and not signing_keys:
+        signing_keys = [secrets.token_urlsafe()]
+    return Access(
+        credentials,
+        Sessions(credentials, seconds=settings.session_seconds),
+        Links(signing_keys, clock=time.time),
+        FailureLimit(settings.sign_in_failures_per_minute, time.monotonic),
+        proxy_hops=settings.proxy_hops,
+        link_max_seconds=settings.link_max_seconds,
+    )
+
+
+def _services(
+    settings: Settings, session: ClientSession, access: Access, redactor: Redactor, report_fault: Report
+) -> Services:
     running_version = _version()
     metrics = Metrics(version=running_version)
     breaker = Breaker(time.monotonic)
@@ -113,7 +150,7 @@ def _services(settings: Settings, session: ClientSession, redactor: Redactor, re
     total_budget = Budget(settings.read_ahead_total_bytes)
     metrics.watch_read_ahead(lambda: total_budget.held_bytes, total_budget.limit_bytes)
     metrics.archives_limit.set(settings.max_archives)
-    key, admin_token, sentry_token = settings.autoenhance_api_key, settings.admin_token, settings.sentry_auth_token
+    key, sentry_token = settings.autoenhance_api_key, settings.sentry_auth_token
     return Services(
         upstream=_upstream_client(settings, session, metrics, breaker) if key else None,
         breaker=breaker,
@@ -127,7 +164,8 @@ def _services(settings: Settings, session: ClientSession, redactor: Redactor, re
             organization=settings.sentry_org,
             project=settings.sentry_project,
         ),
-        admin=AdminToken(admin_token.get_secret_value() if admin_token else None),
+        access=access,
+        allowed_origins=frozenset(settings.allowed_origins),
         admission=Admission(settings.max_archives),
         limits=StreamLimits(
             images_in_flight=settings.images_in_flight,

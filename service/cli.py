@@ -50,7 +50,7 @@ def demo_command(output: str) -> None:
     from service.sandbox.demo import DemoFailed, run_demo  # noqa: PLC0415 - the sandbox and its Pillow are an extra
 
     async def demo(settings: Settings) -> None:
-        async with _sandboxed(settings) as (sandbox_settings, sandbox), running(sandbox_settings) as url:
+        async with _sandboxed(settings) as (sandbox_settings, sandbox), running(sandbox_settings, sandbox=True) as url:
             await run_demo(url, sandbox, Path(output))
 
     try:
@@ -64,7 +64,7 @@ async def _serve_sandbox(settings: Settings) -> None:
 
     async with _sandboxed(settings) as (sandbox_settings, sandbox):
         log.info("sandbox.started", api_base=sandbox.api_base, demo_order=DEMO_ORDER_ID)
-        await serve(sandbox_settings)
+        await serve(sandbox_settings, sandbox=True)
 
 
 @asynccontextmanager

@@ -13,7 +13,15 @@ says in ``detail`` is public. Private causes travel as ``__cause__`` and reach t
     │   │   ├── UnknownParameter      400
     │   │   ├── RepeatedParameter     400
     │   │   └── ImageNotInOrder       400
+    │   ├── InvalidBody               400
+    │   ├── KeyRequired               401
+    │   ├── SignInRefused             401
     │   ├── AdminRequired             401
+    │   ├── AdminDisabled             403
+    │   ├── FullQualityNotAllowed     403
+    │   ├── LinkInvalid               403
+    │   ├── LinkExpired               403
+    │   ├── TooManyFailures           429
     │   ├── RouteNotFound             404
     │   ├── MethodNotAllowed          405
     │   ├── OrderNotFound             404
@@ -33,6 +41,7 @@ says in ``detail`` is public. Private causes travel as ``__cause__`` and reach t
     │   └── SentryUnreadable          502
     └── OwnError                      the operator must act, or the caller wait
         ├── NotConfigured             503
+        ├── LinksNotConfigured        503
         ├── SentryNotConfigured       503
         ├── AtCapacity                503
         ├── Draining                  503
@@ -119,12 +128,76 @@ class ImageNotInOrder(InvalidParameter):
     title = "An image is not in the order"
 
 
+class InvalidBody(CallerError):
+    """The request's body is not what this path takes; ``detail`` says why."""
+
+    status = 400
+    slug = "invalid-body"
+    title = "The body cannot be used"
+
+
+class KeyRequired(CallerError):
+    """The service has keys, and the request carries none of them."""
+
+    status = 401
+    slug = "key-required"
+    title = "A key of the service is needed"
+
+
+class SignInRefused(CallerError):
+    """What was given to sign in with opens nothing."""
+
+    status = 401
+    slug = "sign-in-refused"
+    title = "The key is not known"
+
+
 class AdminRequired(CallerError):
     """What is asked for is the operator's alone."""
 
     status = 401
     slug = "admin-required"
     title = "Only the operator may do this"
+
+
+class AdminDisabled(CallerError):
+    """The service has no operator's token, so nobody can be the operator."""
+
+    status = 403
+    slug = "admin-disabled"
+    title = "The operator's routes are off"
+
+
+class FullQualityNotAllowed(CallerError):
+    """The download would spend credits, and this caller may not."""
+
+    status = 403
+    slug = "full-quality-not-allowed"
+    title = "This caller may not spend credits"
+
+
+class LinkInvalid(CallerError):
+    """The link was changed, or made for another order or other parameters."""
+
+    status = 403
+    slug = "link-invalid"
+    title = "The link is not valid"
+
+
+class LinkExpired(CallerError):
+    """The link was valid, and its time is over."""
+
+    status = 403
+    slug = "link-expired"
+    title = "The link has expired"
+
+
+class TooManyFailures(CallerError):
+    """Too many wrong keys came from this address within a minute."""
+
+    status = 429
+    slug = "too-many-failures"
+    title = "Too many wrong keys"
 
 
 class RouteNotFound(CallerError):
@@ -271,6 +344,14 @@ class NotConfigured(OwnError):
     status = 503
     slug = "not-configured"
     title = "The service has no Autoenhance API key"
+
+
+class LinksNotConfigured(OwnError):
+    """The service has no key to sign links with."""
+
+    status = 503
+    slug = "links-not-configured"
+    title = "Links are not configured"
 
 
 class SentryNotConfigured(OwnError):

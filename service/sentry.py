@@ -7,6 +7,7 @@ faults and are never reported; neither are bodies, local variables, or the reque
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 
@@ -43,6 +44,10 @@ async def reporting(dsn: str | None, *, release: str, redactor: Redactor) -> Asy
         yield report_nothing
         return
 
+    def before_send(event: Any, _hint: Any) -> Any:
+        event.get("request", {}).pop("query_string", None)  # a link's token may be in it
+        return redactor.clean(event)
+
     try:
         sentry_sdk.init(
             dsn=dsn,
@@ -51,7 +56,7 @@ async def reporting(dsn: str | None, *, release: str, redactor: Redactor) -> Asy
             default_integrations=False,
             auto_enabling_integrations=False,
             integrations=[AioHttpIntegration(transaction_style="method_and_path_pattern")],
-            before_send=lambda event, _hint: redactor.clean(event),
+            before_send=before_send,
             max_breadcrumbs=0,
             include_local_variables=False,
             include_source_context=False,

@@ -34,9 +34,12 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[str]:
-    """Serve while the context is open; yields the URL, with the port that was really taken. Leaving it drains."""
-    app = create_app(settings)
+async def running(settings: Settings, *, sandbox: bool = False) -> AsyncIterator[str]:
+    """Serve while the context is open; yields the URL, with the port that was really taken. Leaving it drains.
+
+    ``sandbox`` says that the upstream is the stand-in, see ``create_app``.
+    """
+    app = create_app(settings, sandbox=sandbox)
     # A client that goes away cancels its handler, which is what stops the upstream's work for it.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSING_SECONDS)
     await runner.setup()
@@ -74,7 +77,7 @@ async def _ops_served(app: web.Application, settings: Settings) -> AsyncIterator
         await runner.cleanup()
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, *, sandbox: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -82,7 +85,7 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     if settings.autoenhance_api_key is None:
         log.warning("service.not_configured", detail="AUTOENHANCE_API_KEY is not set; orders are answered with 503")
-    async with running(settings):
+    async with running(settings, sandbox=sandbox):
         await stop.wait()
 
 

@@ -3,6 +3,7 @@
 Only the composition root sees this object; parts receive plain values. Units are in the names.
 """
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -13,6 +14,10 @@ from service.errors import SettingsError
 
 MIB = 1024 * 1024
 WordList = Annotated[tuple[str, ...], NoDecode]
+SecretList = Annotated[tuple[SecretStr, ...], NoDecode]
+# What cannot be guessed: 16 letters and digits have above 80 bits if they are random, and signing keys more.
+MIN_KEY_CHARACTERS, MIN_SIGNING_KEY_CHARACTERS = 16, 32
+FULL_QUALITY = ":full"
 
 
 class Settings(BaseSettings):
@@ -52,8 +57,32 @@ class Settings(BaseSettings):
         description="Address at which callers reach the service, such as https://zip.example.com; it begins the URLs "
         "that reports give. Without it they begin as the request did.",
     )
+    service_api_keys: SecretList = Field(
+        (),
+        description="Comma-separated keys of callers; KEY:full may spend credits. Without one, everybody may download.",
+    )
+    allow_full_quality: bool = Field(
+        False, description="Let everybody who may download spend credits with preview=false, not only KEY:full."
+    )
     admin_token: SecretStr | None = Field(
-        None, description="Proves an operator, who sees the recent errors in /api/stats. Without it nobody does."
+        None, description="Proves the operator, who may do everything. Without it the operator's routes are off."
+    )
+    signing_keys: SecretList = Field(
+        (), description="Comma-separated keys for links; the first signs, each verifies. Without one, no links."
+    )
+    link_max_seconds: int = Field(7 * 24 * 3600, ge=1, description="Longest time for which a link may be made.")
+    session_seconds: int = Field(8 * 3600, ge=1, description="How long somebody who signed in stays so.")
+    sign_in_failures_per_minute: int = Field(
+        10, ge=1, description="Wrong keys from one address within a minute before it gets a 429."
+    )
+    proxy_hops: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Proxies in front that append to X-Forwarded-For: so callers are told apart when they guess keys.",
+    )
+    allowed_origins: WordList = Field(
+        (), description="Comma-separated origins, such as https://app.example.com, whose pages may read the answers."
     )
     sentry_dsn: SecretStr | None = Field(
         None, description="Sentry project that faults of the service are reported to; needs the extra 'sentry'."
@@ -106,7 +135,7 @@ class Settings(BaseSettings):
         (), description="Comma-separated host names the upstream may redirect to; *.example.com for a domain."
     )
 
-    @field_validator("upstream_allowed_hosts", mode="before")
+    @field_validator("upstream_allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _split_words(cls, value: object) -> object:
         if isinstance(value, str):
@@ -126,6 +155,37 @@ class Settings(BaseSettings):
             raise ValueError("must not contain a user name or password")
         return value.rstrip("/")
 
+    @field_validator("service_api_keys", "signing_keys", mode="before")
+    @classmethod
+    def _split_secrets(cls, value: object) -> object:
+        return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+    @field_validator("service_api_keys")
+    @classmethod
+    def _check_service_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        keys = [one.get_secret_value().removesuffix(FULL_QUALITY) for one in value]
+        if any(len(key) < MIN_KEY_CHARACTERS or not re.fullmatch(r"[!-9;-~]+", key) for key in keys):
+            raise ValueError(
+                f"each key must have at least {MIN_KEY_CHARACTERS} ASCII characters, no blank and no colon"
+            )
+        if len(set(keys)) != len(keys):
+            raise ValueError("a key is there twice")
+        return value
+
+    @field_validator("signing_keys")
+    @classmethod
+    def _check_signing_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(one.get_secret_value()) < MIN_SIGNING_KEY_CHARACTERS for one in value):
+            raise ValueError(f"each key must have at least {MIN_SIGNING_KEY_CHARACTERS} characters")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"https?://[a-z0-9.\[\]:-]+", origin) for origin in value):
+            raise ValueError("an origin is scheme, host and port only, such as https://app.example.com")
+        return value
+
     @field_validator("metrics_port")
     @classmethod
     def _check_metrics_port(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -144,7 +204,8 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Return every value that must never be shown, whatever it is for."""
-        return [value.get_secret_value() for _, value in self if isinstance(value, SecretStr)]
+        values = [one for _, value in self for one in (value if isinstance(value, tuple) else (value,))]
+        return [one.get_secret_value().removesuffix(FULL_QUALITY) for one in values if isinstance(one, SecretStr)]
 
 
 def load_settings(**overrides: object) -> Settings:

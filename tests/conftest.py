@@ -73,6 +73,7 @@ def settings_for(sandbox: Sandbox, **changes: Any) -> Settings:
         "allow_private_upstream": True,
         "host": "127.0.0.1",
         "port": 0,
+        "allow_full_quality": True,  # credits of the sandbox are not money
         "drain_seconds": 0,  # a test that wants archives to be finished says so
     }
     return Settings(**{**values, **changes})

@@ -83,8 +83,9 @@ def archive_filename(order_name: str, order_id: str) -> str:
 def content_disposition(filename: str) -> str:
     """Build the header value that offers ``filename`` for saving, for old and new browsers (RFC 6266, 4.3)."""
     name = visible(filename)
-    # "%" goes too: some browsers decode it inside the quoted form (RFC 6266, appendix D).
-    fallback = re.sub(r"[^ !#$&-\[\]-~]+", "_", _without_accents(name))
+    # "%" goes too: some browsers decode it inside the quoted form (RFC 6266, appendix D); and ";", at which some
+    # clients split without looking for quotes.
+    fallback = re.sub(r"[^ !#$&-:<-\[\]-~]+", "_", _without_accents(name))
     encoded = quote(name, safe="!#$&+-.^_`|~")  # exactly the attr-char of RFC 8187, 3.2.1
     return f"attachment; filename=\"{fallback}\"; filename*=UTF-8''{encoded}"
 

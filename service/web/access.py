@@ -1,16 +1,129 @@
 """Lets a request pass or refuses it: who may do what, asked by handlers in their first line."""
 
+import math
+
 from aiohttp import web
 
-from service.errors import AdminRequired
+from service.errors import (
+    AdminDisabled,
+    AdminRequired,
+    FullQualityNotAllowed,
+    KeyRequired,
+    LinkExpired,
+    LinkInvalid,
+    TooManyFailures,
+)
+from service.model import ImageOptions
+from service.web.auth import LinkRefused, Role, secrets_in
 from service.web.services import SERVICES
+
+SESSION_COOKIE = "batch_session"
+LINK = "link"
+# What a link leaves open: it changes nothing of what is downloaded.
+NOT_SIGNED = frozenset({LINK})
+# What a browser says of who made it send a request (Fetch Metadata): our own page, or the user.
+_OUR_OWN_SITE = frozenset({"same-origin", "none"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def role_of(request: web.Request) -> Role | None:
+    """Return what the caller may do by its key, token or session; ``None`` for nothing.
+
+    Raises:
+        TooManyFailures: too many wrong secrets came from its address.
+    """
+    access = request.app[SERVICES].access
+    if (given := secrets_in(request.headers)) and access.credentials.something_to_guess:
+        refuse_guessing(request)
+        roles = [role for role in map(access.credentials.role_of, given) if role is not None]
+        if roles:
+            return max(roles)
+        access.failures.note(client_address(request))
+    elif (cookie := request.cookies.get(SESSION_COOKIE)) and _is_not_forged(request):
+        role = access.sessions.role_of(cookie)
+        if role is not None:
+            return role
+    return access.credentials.anonymous
+
+
+def require_download(request: web.Request) -> Role:
+    """Let pass who may download, and return what it may do.
+
+    Raises:
+        KeyRequired, TooManyFailures
+    """
+    role = role_of(request)
+    if role is None:
+        raise KeyRequired("Send one of the service's keys in X-API-Key or as bearer token.")
+    return role
+
+
+def require_this_download(request: web.Request, order_id: str) -> Role:
+    """Let pass who may download, or has a link to exactly this; return what it may do.
+
+    Raises:
+        KeyRequired, TooManyFailures, LinkInvalid, LinkExpired
+    """
+    tokens = request.query.getall(LINK, [])
+    if not tokens:
+        return require_download(request)
+    query = [(name, value) for name, value in request.query.items() if name not in NOT_SIGNED]
+    try:
+        # Two tokens, joined, are none.
+        return request.app[SERVICES].access.links.role_of(" ".join(tokens), order_id, query)
+    except LinkRefused as error:
+        if error.expired:
+            raise LinkExpired("The time of this link is over; ask who gave it to you for a new one.") from error
+        raise LinkInvalid("This link was not made for this order with these parameters.") from error
+
+
+def require_full_quality(role: Role, options: ImageOptions) -> None:
+    """Let pass what spends no credits, and who may spend them.
+
+    Raises:
+        FullQualityNotAllowed
+    """
+    if options.spends_credits and role < Role.FULL:
+        raise FullQualityNotAllowed("preview=false spends credits, and this caller may not; dev_mode=true spends none.")
 
 
 def require_admin(request: web.Request) -> None:
     """Let only the operator pass.
 
     Raises:
+        AdminDisabled: there is no operator, because ADMIN_TOKEN is not set.
         AdminRequired: the request does not carry the operator's token.
+        TooManyFailures
     """
-    if not request.app[SERVICES].admin.is_in(request.headers):
+    if not request.app[SERVICES].access.credentials.admin_enabled:
+        raise AdminDisabled("The operator must set ADMIN_TOKEN before anybody can do this.")
+    if role_of(request) is not Role.ADMIN:
         raise AdminRequired("This is for the operator: send ADMIN_TOKEN's value in X-Admin-Token or as bearer token.")
+
+
+def refuse_guessing(request: web.Request) -> None:
+    """Refuse addresses that have sent too many wrong secrets, before anything is compared.
+
+    Raises:
+        TooManyFailures
+    """
+    wait_seconds = request.app[SERVICES].access.failures.wait_seconds(client_address(request))
+    if wait_seconds:
+        raise TooManyFailures(
+            "Too many wrong keys came from this address.", retry_after_seconds=math.ceil(wait_seconds)
+        )
+
+
+def client_address(request: web.Request) -> str:
+    """Return the caller's address: the connection's, or what the outermost of our own proxies says it is.
+
+    Each proxy appends to X-Forwarded-For whom it was called by; what stands further left, anybody may have written.
+    """
+    hops = request.app[SERVICES].access.proxy_hops
+    named = [one.strip() for value in request.headers.getall("X-Forwarded-For", []) for one in value.split(",")]
+    return named[-hops] if 0 < hops <= len(named) else (request.remote or "")
+
+
+def _is_not_forged(request: web.Request) -> bool:
+    """Whether a request that a cookie vouches for was made by our own page: another site's must change nothing."""
+    return request.method in _SAFE_METHODS or request.headers.get("Sec-Fetch-Site", "same-origin") in _OUR_OWN_SITE

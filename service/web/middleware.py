@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 import structlog
 from aiohttp import web
@@ -21,6 +22,7 @@ from service.errors import (
 from service.logs import read_traceparent, request_context
 from service.web.archive_response import ArchiveResponse
 from service.web.connection import SERVER_NAME, ClientConnection
+from service.web.cors import add_cors_headers, answer_preflight, is_preflight
 from service.web.services import SERVICES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -34,6 +36,15 @@ STREAMING = web.RequestKey("streaming", ArchiveResponse)
 
 # What is taken over from a caller goes into logs and upstream headers: word characters, and not without end.
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# https://owasp.org/www-project-secure-headers/: nothing is to be run, framed or guessed at, unless a page says so.
+_SAFETY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
 # What stands for the others in labels, of which a caller could otherwise make as many as it likes.
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER_METHOD = "other"
@@ -80,7 +91,7 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     This is the outermost catch of the service: whatever arrives here that is not ours is a fault of ours.
     """
     try:
-        return await handler(request)
+        return answer_preflight() if is_preflight(request) else await handler(request)
     except ServiceError as error:
         return problem_response(request, error)
     except ArchiveBroken as error:
@@ -112,16 +123,20 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
 async def add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Put on every response what every response has (signal ``on_response_prepare``)."""
     response.headers["Server"] = SERVER_NAME
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    for name, value in _SAFETY_HEADERS.items():
+        response.headers.setdefault(name, value)
     response.headers.setdefault("Cache-Control", "no-store")
     if isinstance(request, web.Request) and REQUEST_ID in request:
         response.headers["X-Request-ID"] = request[REQUEST_ID]
+        add_cors_headers(request, response)
 
 
 def problem_response(request: web.Request, error: ServiceError) -> web.Response:
     """Return the RFC 9457 document of an error."""
     document = {**problem(error), "instance": f"urn:request:{request[REQUEST_ID]}"}
     headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 section 11.6.1 wants one; RFC 6750 section 3 says which
     log.info("request.refused", problem=error.slug, status=error.status, detail=error.detail)
     if isinstance(error, UpstreamError):
         request.app[SERVICES].recent_errors.note("request.refused", error.detail, request[REQUEST_ID])

@@ -17,6 +17,7 @@ from service.errors import NotConfigured
 from service.model import Outcome
 from service.pipeline import ArchiveStream
 from service.upstream.client import UpstreamClient
+from service.web.access import NOT_SIGNED, require_full_quality, require_this_download
 from service.web.archive_record import ArchiveRecord
 from service.web.archive_response import ArchiveResponse
 from service.web.middleware import STREAMING
@@ -42,9 +43,12 @@ async def get_order_archive(request: web.Request) -> web.StreamResponse:
 
 
 async def _serve(request: web.Request, services: Services, record: ArchiveRecord) -> web.StreamResponse:
-    # 1. What is asked for. Nothing upstream is touched before this is right.
-    order_id = check_order_id(request.match_info["order_id"])
-    options = parse_options(request.query.items())
+    # 1. Who asks, and for what. Nothing upstream is touched before this is right.
+    order_id = request.match_info["order_id"]
+    role = require_this_download(request, order_id)
+    order_id = check_order_id(order_id)
+    options = parse_options((name, value) for name, value in request.query.items() if name not in NOT_SIGNED)
+    require_full_quality(role, options.image)
     upstream = _upstream(services)
     # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
     with services.admission.admit():
@@ -115,8 +119,8 @@ class _Download:
     def _describe(self, outcomes: Sequence[Outcome]) -> ReportContext:
         order = self._plan.order
         missing = [outcome.image.image_id for outcome in outcomes if outcome.failure is not None]
-        # ``only`` is replaced, everything else stays as the caller chose it.
-        query = [(name, value) for name, value in self._request.query.items() if name != "only"]
+        # ``only`` is replaced, everything else stays as the caller chose it; a link opens only what it was made for.
+        query = [(name, value) for name, value in self._request.query.items() if name not in {"only", *NOT_SIGNED}]
         return ReportContext(
             order_id=order.order_id,
             order_name=order.name,

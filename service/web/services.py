@@ -12,7 +12,7 @@ from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
 from service.upstream.sentry_api import SentryApi
 from service.web.admission import Admission
-from service.web.auth import AdminToken
+from service.web.auth import Access
 from service.web.recent_errors import RecentErrors
 
 
@@ -30,7 +30,8 @@ class Services:
     recent_errors: RecentErrors
     report_fault: Callable[[BaseException], None]
     sentry: SentryApi
-    admin: AdminToken
+    access: Access
+    allowed_origins: frozenset[str]
     admission: Admission
     limits: StreamLimits
     total_budget: Budget

@@ -5,6 +5,8 @@ from typing import Any
 
 from aiohttp import web
 
+from service.web.access import role_of
+from service.web.auth import Role
 from service.web.services import SERVICES
 
 
@@ -23,6 +25,6 @@ async def stats(request: web.Request) -> web.Response:
         "counters": services.metrics.totals(),
         "limits": dict(services.public_limits),
     }
-    if services.admin.is_in(request.headers):
+    if role_of(request) is Role.ADMIN:
         answer["recent_errors"] = services.recent_errors.newest_first()
     return web.json_response(answer)

@@ -1,0 +1,102 @@
+"""``/session``: signing in to the page, and out again."""
+
+import json
+import time
+from typing import Any
+from urllib.parse import parse_qs
+
+import structlog
+from aiohttp import web
+
+from service.errors import InvalidBody, SignInRefused
+from service.web.access import SESSION_COOKIE, client_address, refuse_guessing, role_of
+from service.web.services import SERVICES
+
+# A key and its field's name; more is not a sign-in.
+MAX_SIGN_IN_BYTES = 4096
+
+log = structlog.get_logger(__name__)
+
+
+async def get_session(request: web.Request) -> web.Response:
+    """Tell what the caller may do, and what it would need for more."""
+    return web.json_response(_state(request))
+
+
+async def start_session(request: web.Request) -> web.Response:
+    """Take a service key or the operator's token, and set the cookie that stands for it."""
+    access = request.app[SERVICES].access
+    refuse_guessing(request)
+    cookie = access.sessions.start(_key_in(await _body(request), request.content_type))
+    if cookie is None:
+        access.failures.note(client_address(request))
+        log.warning("session.refused")
+        raise SignInRefused("This is neither a key of the service nor the operator's token.")
+    expires_at = int(time.time()) + access.sessions.seconds
+    role = access.sessions.role_of(cookie)
+    log.info("session.started", role=role.word if role is not None else None)
+    response = web.json_response({**_state(request), "role": role.word if role else None, "expires_at": expires_at})
+    response.set_cookie(
+        SESSION_COOKIE,
+        cookie,
+        max_age=access.sessions.seconds,
+        path="/",
+        httponly=True,
+        samesite="Strict",
+        secure=_by_https(request),
+    )
+    return response
+
+
+async def end_session(request: web.Request) -> web.Response:
+    """Take the cookie back."""
+    response = web.Response(status=204)
+    response.del_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="Strict", secure=_by_https(request))
+    return response
+
+
+def _state(request: web.Request) -> dict[str, Any]:
+    access, role = request.app[SERVICES].access, role_of(request)
+    return {
+        "role": role.word if role is not None else None,
+        "key_required": access.credentials.keys_required,
+        "admin_enabled": access.credentials.admin_enabled,
+        "links_enabled": access.links.enabled,
+    }
+
+
+async def _body(request: web.Request) -> bytes:
+    body = await request.content.read(MAX_SIGN_IN_BYTES + 1)
+    while len(body) <= MAX_SIGN_IN_BYTES and (more := await request.content.read(MAX_SIGN_IN_BYTES + 1 - len(body))):
+        body += more
+    if len(body) > MAX_SIGN_IN_BYTES:
+        raise InvalidBody("The body is too large for a sign-in.")
+    return body
+
+
+def _key_in(body: bytes, content_type: str) -> str:
+    """Return the field ``key`` of a form or of a JSON object.
+
+    Raises:
+        InvalidBody: there is none.
+    """
+    try:
+        fields = (
+            json.loads(body) if content_type == "application/json" else dict(parse_qs(body.decode(), max_num_fields=8))
+        )
+    except ValueError as error:
+        raise InvalidBody("The body is neither JSON nor a form.") from error
+    key = fields.get("key") if isinstance(fields, dict) else None
+    key = key[0] if isinstance(key, list) and len(key) == 1 else key
+    if not isinstance(key, str) or not key:
+        raise InvalidBody("The body needs the field 'key'.")
+    return key
+
+
+def _by_https(request: web.Request) -> bool:
+    """Whether the browser came by https, as far as can be told: then its cookie must not leave by http."""
+    services = request.app[SERVICES]
+    if services.public_url is not None:
+        return services.public_url.startswith("https:")
+    forwarded = request.headers.get("X-Forwarded-Proto", "") if services.access.proxy_hops else ""
+    return request.scheme == "https" or forwarded == "https"
