@@ -61,7 +61,7 @@ BORDERS = {
 PURE = (
     "service/archive/",
     "service/model.py",
-    "service/errors.py",
+    "service/errors/",
     "service/upstream/addresses.py",
     "service/upstream/breaker.py",
     "service/upstream/formats.py",

@@ -1,0 +1,177 @@
+"""The request must change before it can succeed."""
+
+from typing import Any
+
+from service.errors.base import ServiceError
+
+
+class CallerError(ServiceError):
+    """The request must change before it can succeed."""
+
+
+class BadRequest(CallerError):
+    """What came is not an HTTP request, or its head is too large."""
+
+    status = 400
+    slug = "bad-request"
+    title = "The request cannot be read"
+
+
+class InvalidOrderId(CallerError):
+    """The order id in the path is not a UUID; the upstream was not asked."""
+
+    status = 400
+    slug = "invalid-order-id"
+    title = "The order id is not a UUID"
+
+
+class InvalidParameter(CallerError):
+    """A query parameter has a value outside its range; ``parameter`` names it."""
+
+    status = 400
+    slug = "invalid-parameter"
+    title = "A parameter has an invalid value"
+
+    def __init__(self, parameter: str, detail: str, **extensions: Any) -> None:
+        super().__init__(detail, parameter=parameter, **extensions)
+
+
+class UnknownParameter(InvalidParameter):
+    """A query parameter does not exist; refused, because a misspelt ``preview`` must never buy images."""
+
+    slug = "unknown-parameter"
+    title = "A parameter is unknown"
+
+
+class RepeatedParameter(InvalidParameter):
+    """A query parameter was given more than once; only ``only`` may repeat."""
+
+    slug = "repeated-parameter"
+    title = "A parameter is given more than once"
+
+
+class ImageNotInOrder(InvalidParameter):
+    """``only`` names an image id that the order does not contain."""
+
+    slug = "image-not-in-order"
+    title = "An image is not in the order"
+
+
+class InvalidBody(CallerError):
+    """The request's body is not what this path takes; ``detail`` says why."""
+
+    status = 400
+    slug = "invalid-body"
+    title = "The body cannot be used"
+
+
+class KeyRequired(CallerError):
+    """The service has keys, and the request carries none of them."""
+
+    status = 401
+    slug = "key-required"
+    title = "A key of the service is needed"
+
+
+class SignInRefused(CallerError):
+    """What was given to sign in with opens nothing."""
+
+    status = 401
+    slug = "sign-in-refused"
+    title = "The key is not known"
+
+
+class AdminRequired(CallerError):
+    """What is asked for is the operator's alone."""
+
+    status = 401
+    slug = "admin-required"
+    title = "Only the operator may do this"
+
+
+class AdminDisabled(CallerError):
+    """The service has no operator's token, so nobody can be the operator."""
+
+    status = 403
+    slug = "admin-disabled"
+    title = "The operator's routes are off"
+
+
+class FullQualityNotAllowed(CallerError):
+    """The download would spend credits, and this caller may not."""
+
+    status = 403
+    slug = "full-quality-not-allowed"
+    title = "This caller may not spend credits"
+
+
+class LinkInvalid(CallerError):
+    """The link was changed, or made for another order or other parameters."""
+
+    status = 403
+    slug = "link-invalid"
+    title = "The link is not valid"
+
+
+class LinkExpired(CallerError):
+    """The link was valid, and its time is over."""
+
+    status = 403
+    slug = "link-expired"
+    title = "The link has expired"
+
+
+class TooManyFailures(CallerError):
+    """Too many wrong keys came from this address within a minute."""
+
+    status = 429
+    slug = "too-many-failures"
+    title = "Too many wrong keys"
+
+
+class RouteNotFound(CallerError):
+    """There is no such path."""
+
+    status = 404
+    slug = "route-not-found"
+    title = "There is nothing at this path"
+
+
+class MethodNotAllowed(CallerError):
+    """The path exists, but not with this method."""
+
+    status = 405
+    slug = "method-not-allowed"
+    title = "The method is not allowed here"
+
+
+class OrderNotFound(CallerError):
+    """The upstream knows no such order."""
+
+    status = 404
+    slug = "order-not-found"
+    title = "The order does not exist"
+
+
+class OrderEmpty(CallerError):
+    """The order exists and has no images, and none are on their way."""
+
+    status = 404
+    slug = "order-empty"
+    title = "The order has no images"
+
+
+class OrderNotReady(CallerError):
+    """The order has no images yet because it is being merged or processed."""
+
+    status = 409
+    slug = "order-not-ready"
+    title = "The order has no images yet"
+
+
+class TooManyImages(CallerError):
+    """The order has more images than one archive may hold."""
+
+    status = 413
+    slug = "too-many-images"
+    title = "The order has too many images"
