@@ -26,9 +26,11 @@ from service.upstream.download import DownloadPolicy
 from service.upstream.politeness import Politeness
 from service.upstream.sentry_api import SentryApi
 from service.upstream.transport import Transport, open_session
+from service.upstream.uploads import UploadClient
 from service.web import ops
 from service.web.admission import Admission
 from service.web.auth import Access, Credentials, FailureLimit, Links, ServiceKey, Sessions
+from service.web.create_order import create_order, create_sample_order
 from service.web.links import create_link
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
@@ -55,6 +57,9 @@ PUBLIC_LIMITS = (
     "upstream_connections",
     "upstream_requests_per_second",
     "drain_seconds",
+    "max_uploads",
+    "max_upload_files",
+    "max_upload_bytes",
 )
 
 
@@ -67,6 +72,8 @@ def create_app(settings: Settings, *, sandbox: bool = False) -> web.Application:
     # Any segment is taken as an order id, so that a bad one is told what is wrong with it.
     app.router.add_get("/orders/{order_id:[^/]+}/images", get_order_archive)
     app.router.add_post("/orders/{order_id:[^/]+}/links", create_link)
+    app.router.add_post("/api/create-order", create_order)
+    app.router.add_post("/api/create-sample-order", create_sample_order)
     app.router.add_get("/session", get_session)
     app.router.add_post("/session", start_session)
     app.router.add_delete("/session", end_session)
@@ -151,8 +158,9 @@ def _services(
     metrics.watch_read_ahead(lambda: total_budget.held_bytes, total_budget.limit_bytes)
     metrics.archives_limit.set(settings.max_archives)
     key, sentry_token = settings.autoenhance_api_key, settings.sentry_auth_token
+    upstream, uploads = _upstream_clients(settings, session, metrics, breaker) if key else (None, None)
     return Services(
-        upstream=_upstream_client(settings, session, metrics, breaker) if key else None,
+        upstream=upstream,
         breaker=breaker,
         metrics=metrics,
         recent_errors=RecentErrors(redactor.clean),
@@ -167,6 +175,10 @@ def _services(
         access=access,
         allowed_origins=frozenset(settings.allowed_origins),
         admission=Admission(settings.max_archives),
+        upload_admission=Admission(settings.max_uploads, "uploads are being taken"),
+        uploads=uploads,
+        max_upload_files=settings.max_upload_files,
+        max_upload_bytes=settings.max_upload_bytes,
         limits=StreamLimits(
             images_in_flight=settings.images_in_flight,
             read_ahead_bytes=settings.read_ahead_bytes,
@@ -203,7 +215,9 @@ def _version() -> str:
         return "unknown"
 
 
-def _upstream_client(settings: Settings, session: ClientSession, metrics: Metrics, breaker: Breaker) -> UpstreamClient:
+def _upstream_clients(
+    settings: Settings, session: ClientSession, metrics: Metrics, breaker: Breaker
+) -> tuple[UpstreamClient, UploadClient]:
     key = settings.autoenhance_api_key
     headers = {
         "x-api-key": key.get_secret_value() if key else "",
@@ -224,6 +238,8 @@ def _upstream_client(settings: Settings, session: ClientSession, metrics: Metric
         breaker=breaker,
     )
     policy = DownloadPolicy(attempts=settings.image_attempts)
-    return UpstreamClient(
-        transport, api_base=settings.autoenhance_api_base, policy=policy, metrics=metrics, breaker=breaker
+    base = settings.autoenhance_api_base
+    return (
+        UpstreamClient(transport, api_base=base, policy=policy, metrics=metrics, breaker=breaker),
+        UploadClient(transport, api_base=base, attempts=settings.image_attempts),
     )

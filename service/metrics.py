@@ -124,6 +124,9 @@ class Metrics:
         # One for each status code at most, as in the registry.
         self._answers: dict[tuple[Hop, int], tuple[Counter, Histogram]] = {}
 
+        self.uploads = self._counter("batch_uploads", "Photos sent in by outcome and reason.", "outcome", "reason")
+        self.upload_bytes = self._counter("batch_upload_bytes", "Bytes of photos that the storage has taken.")
+
     def _make_process_metrics(self, version: str) -> None:
         self.read_ahead_held = self._gauge(
             "batch_read_ahead_bytes", "Bytes held of images behind those being written, all archives together."
@@ -198,6 +201,7 @@ class Metrics:
         for ending in ArchiveOutcome:
             self.archives.labels(ending.value)
         self.images.labels("downloaded", "")
+        self.uploads.labels("uploaded", "")
         for reason in Reason:
             self.images.labels("failed", reason.value)
             self.image_retries.labels(reason.value)

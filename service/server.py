@@ -120,12 +120,14 @@ def _url(listening: asyncio.Server) -> str:
 
 
 async def _drain(app: web.Application, drain_seconds: float) -> None:
-    admission = app[SERVICES].admission
+    admission, uploads = app[SERVICES].admission, app[SERVICES].upload_admission
     admission.drain()
-    if admission.active:
+    uploads.drain()
+    if admission.active or uploads.active:
         log.info("service.draining", archives=admission.active, drain_seconds=drain_seconds)
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_seconds):
                 await admission.wait_until_idle()
+                await uploads.wait_until_idle()
     if admission.active:
         log.warning("service.drain_expired", archives=admission.active)

@@ -128,6 +128,14 @@ class Settings(BaseSettings):
     client_stall_seconds: float = Field(60, gt=0, description="A client that takes no byte for this long is cut off.")
     max_images_per_order: int = Field(2000, ge=1, description="More images than this in one order are a 413.")
 
+    max_upload_files: int = Field(100, ge=1, description="Photos taken in one upload; further ones are reported.")
+    max_upload_bytes: int = Field(
+        100 * MIB, ge=1, description="Largest photo taken; each waits on disk for its length."
+    )
+    max_uploads: int = Field(
+        4, ge=1, description="Uploads at a time; each has one photo on disk. Further ones get a 503."
+    )
+
     allow_private_upstream: bool = Field(
         False, description="Allow plain http and loopback, link-local and private upstream addresses (the sandbox)."
     )

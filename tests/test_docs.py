@@ -280,6 +280,8 @@ def test_few_blocks_are_not_run() -> None:
 def test_commands(command: str, output: str | None, sandboxed_service: str, tmp_path: Path) -> None:
     """The curl commands of README work as they stand, and give the output that README shows."""
     _require_tools(command)
+    for photo in (ROOT / "service" / "samples").glob("*.jpg"):  # the photos that an upload speaks of
+        shutil.copy(photo, tmp_path)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command.replace(DOCUMENTED_ADDRESS, sandboxed_service)],
         capture_output=True,

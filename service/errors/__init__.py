@@ -23,6 +23,9 @@ travel as ``__cause__`` and reach the log only.
     │   ├── LinkInvalid               403
     │   ├── LinkExpired               403
     │   ├── TooManyFailures           429
+    │   ├── UploadStalled             408
+    │   ├── UnsupportedMediaType      415
+    │   ├── NothingUploaded           422
     │   ├── RouteNotFound             404
     │   ├── MethodNotAllowed          405
     │   ├── OrderNotFound             404
@@ -74,6 +77,7 @@ from service.errors.caller import (
     LinkExpired,
     LinkInvalid,
     MethodNotAllowed,
+    NothingUploaded,
     OrderEmpty,
     OrderNotFound,
     OrderNotReady,
@@ -83,6 +87,8 @@ from service.errors.caller import (
     TooManyFailures,
     TooManyImages,
     UnknownParameter,
+    UnsupportedMediaType,
+    UploadStalled,
 )
 from service.errors.inner import (
     ArchiveBroken,
@@ -140,6 +146,7 @@ __all__ = [
     "MethodNotAllowed",
     "NotConfigured",
     "NothingToDeliver",
+    "NothingUploaded",
     "OrderEmpty",
     "OrderNotFound",
     "OrderNotReady",
@@ -157,6 +164,8 @@ __all__ = [
     "TooManyFailures",
     "TooManyImages",
     "UnknownParameter",
+    "UnsupportedMediaType",
+    "UploadStalled",
     "UpstreamError",
     "UpstreamFailed",
     "UpstreamRefusedKey",

@@ -161,6 +161,30 @@ class OrderEmpty(CallerError):
     title = "The order has no images"
 
 
+class UploadStalled(CallerError):
+    """The upload stopped coming; ``images`` lists what had been taken in until then."""
+
+    status = 408
+    slug = "upload-stalled"
+    title = "The upload stopped coming"
+
+
+class UnsupportedMediaType(CallerError):
+    """The body is not of a type that this path takes."""
+
+    status = 415
+    slug = "unsupported-media-type"
+    title = "The body's type is not taken here"
+
+
+class NothingUploaded(CallerError):
+    """Not one of the files could be taken in; ``failures`` lists each with its reason."""
+
+    status = 422
+    slug = "nothing-uploaded"
+    title = "None of the files could be uploaded"
+
+
 class OrderNotReady(CallerError):
     """The order has no images yet because it is being merged or processed."""
 

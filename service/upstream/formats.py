@@ -1,6 +1,7 @@
 """What a picture file looks like: its first bytes, and its last.
 
-Only the formats the API renders are known; anything else is not an image to us.
+What comes from the API must have one of the formats that it renders. What goes there may also be what cameras and
+phones make (its page /file-guidelines/formats).
 """
 
 from dataclasses import dataclass
@@ -64,3 +65,29 @@ def has_ended(image_format: ImageFormat, head: bytes, tail: bytes, size: int) ->
     if image_format.end_marker is None:
         return None
     return image_format.end_marker in tail[-TAIL_BYTES:]
+
+
+# The brands of HEIC and HEIF (ISO/IEC 23008-12 annex B), and of Canon's CR3, which are ISO base media files like AVIF.
+_PHOTO_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"crx ")
+# TIFF in both byte orders (TIFF 6.0 section 2), which DNG, NEF, ARW, CR2 and most other raw formats are; big TIFF;
+# Olympus' and Panasonic's own kinds of it; Fujifilm's RAF; Sigma's X3F.
+_PHOTO_MAGIC = (
+    b"II*\x00",
+    b"MM\x00*",
+    b"II+\x00",
+    b"MM\x00+",
+    b"IIRO",
+    b"IIRS",
+    b"IIU\x00",
+    b"FUJIFILMCCD-RAW",
+    b"FOVb",
+)
+PHOTO_HEAD_BYTES = SNIFF_BYTES
+
+
+def is_photo(head: bytes) -> bool:
+    """Whether the first bytes (``PHOTO_HEAD_BYTES``) are those of a photo that the API may take."""
+    known = sniff(head)
+    if known is not None:
+        return known is not JXL
+    return head.startswith(_PHOTO_MAGIC) or (head[4:8] == b"ftyp" and head[8:12] in _PHOTO_BRANDS)

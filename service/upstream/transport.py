@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import aiohttp
 import structlog
@@ -158,6 +158,51 @@ class Transport:
             # Returns the connection to the pool if the body was read to its end, and closes it otherwise.
             response.release() if response.content.at_eof() else response.close()
 
+    @asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        body: bytes | BinaryIO,
+        *,
+        extra_seconds: float = 0.0,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a body to the API, or where the API said, and open the answer; redirects are not followed.
+
+        ``extra_seconds`` is what the body may take besides the silence time-out.
+
+        Raises:
+            AttemptFailed: no connection, no answer in time, or an address that is refused.
+        """
+        try:
+            self._rules.check(url)
+        except TargetRefused as error:
+            raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, str(error)), retryable=False) from error
+        to_api = self._rules.is_api(url)
+        if to_api and (waited_seconds := await self._politeness.turn()):
+            self._metrics.rate_limit_wait.inc(waited_seconds)
+        hop, sent = (Hop.API if to_api else Hop.STORAGE), time.monotonic()
+        asked = self._headers_for_api(headers) if to_api else headers
+        try:
+            response = await self._timed(
+                self._session.request(method, url, headers=asked, data=body, allow_redirects=False),
+                extra_seconds=extra_seconds,
+            )
+        except AttemptFailed as error:
+            self._metrics.count_no_answer(hop)
+            self._judge(hop, failed=error.failure.reason is not Reason.REDIRECT_REFUSED)
+            raise
+        self._metrics.count_answer(hop, response.status, time.monotonic() - sent)
+        self._judge(hop, failed=response.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        if to_api and response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._politeness.slow_down(retry_after_seconds(response.headers))
+            self._metrics.upstream_slowdowns.inc()
+        try:
+            yield response
+        finally:
+            response.release() if response.content.at_eof() else response.close()
+
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
         """Return the next bytes of a body, as many as are there, or ``b""`` at its clean end.
 
@@ -233,10 +278,10 @@ class Transport:
             tracing["traceparent"] = traceparent
         return {**headers, **self._api_headers, **tracing}
 
-    async def _timed(self, wait: Awaitable[_T]) -> _T:
+    async def _timed(self, wait: Awaitable[_T], *, extra_seconds: float = 0.0) -> _T:
         """Await something of the upstream's, with the silence time-out and with aiohttp's errors translated."""
         try:
-            async with asyncio.timeout(self._silence_seconds):
+            async with asyncio.timeout(self._silence_seconds + extra_seconds):
                 return await wait
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise AttemptFailed(_connect_failure(error)) from error

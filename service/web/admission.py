@@ -1,4 +1,4 @@
-"""How many archives run at a time, and whether any more may begin. Health and metrics do not pass here."""
+"""How many archives or uploads run at a time, and whether more may begin. Health and metrics do not pass here."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,13 +11,16 @@ RETRY_SECONDS = 10
 
 
 class Admission:
-    """Counts the archives being served. Refuses at once rather than queue: a caller behind a proxy has an alternative.
+    """Counts what is being served; ``what`` says it in a refusal.
+
+    Refuses at once rather than queue: a caller behind a proxy has an alternative.
 
     States: open, then draining for good. ``active`` never exceeds ``limit``.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, what: str = "archives are being served") -> None:
         self.limit = limit
+        self._what = what
         self.active = 0
         self.draining = False
         self._idle = asyncio.Event()
@@ -36,7 +39,7 @@ class Admission:
                 "The service is about to stop; another replica may answer.", retry_after_seconds=RETRY_SECONDS
             )
         if self.active >= self.limit:
-            raise AtCapacity(f"{self.limit} archives are being served already.", retry_after_seconds=RETRY_SECONDS)
+            raise AtCapacity(f"{self.limit} {self._what} already.", retry_after_seconds=RETRY_SECONDS)
         self.active += 1
         self._idle.clear()
         try:

@@ -11,6 +11,7 @@ from service.readahead import Budget, ConnectionShare
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
 from service.upstream.sentry_api import SentryApi
+from service.upstream.uploads import UploadClient
 from service.web.admission import Admission
 from service.web.auth import Access
 from service.web.recent_errors import RecentErrors
@@ -33,6 +34,10 @@ class Services:
     access: Access
     allowed_origins: frozenset[str]
     admission: Admission
+    upload_admission: Admission
+    uploads: UploadClient | None
+    max_upload_files: int
+    max_upload_bytes: int
     limits: StreamLimits
     total_budget: Budget
     connections: ConnectionShare

@@ -1,0 +1,113 @@
+"""Reads a multipart upload part by part: fields first, then each file into a temporary file of bounded size.
+
+Nothing is held whole in memory; of a request, one file at a time is on disk. Storage takes a file only with its length
+(S3 refuses chunked bodies), and a part of a form does not say how long it is (RFC 7578 section 4.8): hence the file.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar
+
+from aiohttp import BodyPartReader, hdrs, web
+
+from service.archive.naming import visible
+from service.errors import InvalidBody, UnsupportedMediaType, UploadStalled
+from service.upstream.formats import PHOTO_HEAD_BYTES, is_photo
+
+FILES, ORDER_NAME = "files", "name"
+CHUNK_BYTES = 64 * 1024
+# The fields are short words.
+MAX_FIELD_BYTES = 1024
+MAX_FIELDS = 32
+MAX_NAME_CHARACTERS = 200
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A file that has arrived: its cleaned name, its size in bytes, and where it is unless it was refused."""
+
+    name: str
+    size: int
+    refusal: str | None
+    path: Path
+
+
+class UploadParts:
+    """The parts of one request. Read ``fields`` first, then ``files``."""
+
+    def __init__(self, request: web.Request, *, max_file_bytes: int, stall_seconds: float) -> None:
+        self._request = request
+        self._max_file_bytes = max_file_bytes
+        self._stall_seconds = stall_seconds
+
+    async def parts(self) -> AsyncIterator[BodyPartReader]:
+        """Yield the parts as they come.
+
+        Raises:
+            UnsupportedMediaType, InvalidBody, UploadStalled
+        """
+        if self._request.content_type != "multipart/form-data" or hdrs.CONTENT_ENCODING in self._request.headers:
+            raise UnsupportedMediaType(
+                "Send multipart/form-data, not compressed, with the photos in the field 'files'."
+            )
+        try:
+            reader = await self._request.multipart()
+            while (part := await self._in_time(reader.next())) is not None:
+                if not isinstance(part, BodyPartReader):
+                    raise InvalidBody("A multipart body inside another is not taken.")
+                yield part
+        except (ValueError, AssertionError, RuntimeError) as error:
+            raise InvalidBody("The body is not well-formed multipart/form-data.") from error
+
+    async def text(self, part: BodyPartReader) -> str:
+        """Return a field's value.
+
+        Raises:
+            InvalidBody, UploadStalled
+        """
+        value = b""
+        while chunk := await self._in_time(part.read_chunk(CHUNK_BYTES)):
+            value += chunk
+            if len(value) > MAX_FIELD_BYTES:
+                raise InvalidBody(f"The field {part.name!r} is longer than {MAX_FIELD_BYTES} bytes.")
+        return value.decode("utf-8", "replace").strip()
+
+    @asynccontextmanager
+    async def spooled(self, part: BodyPartReader, *, refusal: str | None = None) -> AsyncIterator[Spooled]:
+        """Take a file in, to be used inside the context; one that is refused is read and thrown away.
+
+        Raises:
+            InvalidBody, UploadStalled
+        """
+        with tempfile.NamedTemporaryFile(prefix="upload-") as file:
+            size, head = 0, b""
+            while chunk := await self._in_time(part.read_chunk(CHUNK_BYTES)):
+                size += len(chunk)
+                head = head if len(head) >= PHOTO_HEAD_BYTES else (head + chunk)[:PHOTO_HEAD_BYTES]
+                if size > self._max_file_bytes:
+                    refusal = refusal or "too_large"
+                if refusal is None:
+                    await asyncio.to_thread(file.write, chunk)
+            if refusal is None:
+                refusal = "empty" if not size else None if is_photo(head) else "not_a_photo"
+            await asyncio.to_thread(file.flush)
+            yield Spooled(clean_name(part.filename or ""), size, refusal, Path(file.name))
+
+    async def _in_time(self, wait: Awaitable[_T]) -> _T:
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                return await wait
+        except TimeoutError as error:
+            raise UploadStalled(f"Nothing came for {self._stall_seconds:g} s.") from error
+
+
+def clean_name(name: str) -> str:
+    """Return an uploader's file name without folders, control characters and excess length."""
+    base = PurePosixPath(PureWindowsPath(name).name).name
+    return visible(base)[-MAX_NAME_CHARACTERS:].strip() or "photo"
