@@ -159,7 +159,7 @@ def test_dashboard() -> None:
     assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
     assert all(panel["title"] and panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
-    assert rows == ["Overview", "Archives", "Images", "Upstream", "Clients", "Resources", "Money"]
+    assert rows == ["Overview", "Archives", "Images", "Upstream", "Clients", "Resources", "Money", "Uploads"]
     sources = {panel["datasource"]["uid"] for panel in panels if panel["type"] != "row"}
     assert sources == {"${datasource}"}
     assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "instance"}
