@@ -34,6 +34,7 @@ from service.web.create_order import create_order, create_sample_order
 from service.web.links import create_link
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
+from service.web.orders import get_order
 from service.web.recent_errors import RecentErrors
 from service.web.sentry_issues import sentry_issues
 from service.web.services import SERVICES, Services
@@ -71,6 +72,7 @@ def create_app(settings: Settings, *, sandbox: bool = False) -> web.Application:
     app = _bare_app()
     # Any segment is taken as an order id, so that a bad one is told what is wrong with it.
     app.router.add_get("/orders/{order_id:[^/]+}/images", get_order_archive)
+    app.router.add_get("/orders/{order_id:[^/]+}", get_order)
     app.router.add_post("/orders/{order_id:[^/]+}/links", create_link)
     app.router.add_post("/api/create-order", create_order)
     app.router.add_post("/api/create-sample-order", create_sample_order)

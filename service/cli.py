@@ -11,6 +11,7 @@ import click
 import structlog
 from pydantic import SecretStr
 
+from service.cli_order import order
 from service.errors import SettingsError
 from service.logs import configure_logs
 from service.server import running, serve
@@ -24,6 +25,9 @@ log = structlog.get_logger(__name__)
 @click.group()
 def main() -> None:
     """Stream every enhanced image of an Autoenhance.ai order into one ZIP."""
+
+
+main.add_command(order)
 
 
 @main.command("serve")

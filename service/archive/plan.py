@@ -128,7 +128,7 @@ def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> A
     """
     if not order.images:
         raise _no_images(order)
-    selected = _select(order, options.only)
+    selected = select_images(order, options.only)
     if len(selected) > max_images:
         raise TooManyImages(
             f"{len(selected)} images are asked for, at most {max_images} fit one archive; take parts with 'only'.",
@@ -136,12 +136,12 @@ def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> A
             max_images=max_images,
         )
     wanted = [item for item in selected if item.image.readiness is Readiness.READY]
-    unavailable = [_unavailable(item) for item in selected if item.image.readiness is not Readiness.READY]
+    missing = [unavailable(item) for item in selected if item.image.readiness is not Readiness.READY]
     if not wanted:
-        raise NothingToDeliver("No image of the order is ready.", unavailable)
-    if unavailable and options.on_error is OnError.ABORT:
-        raise NothingToDeliver("Not every image is ready, and on_error=abort asks for all or nothing.", unavailable)
-    return ArchivePlan(order, options, wanted, unavailable)
+        raise NothingToDeliver("No image of the order is ready.", missing)
+    if missing and options.on_error is OnError.ABORT:
+        raise NothingToDeliver("Not every image is ready, and on_error=abort asks for all or nothing.", missing)
+    return ArchivePlan(order, options, wanted, missing)
 
 
 def _no_images(order: Order) -> Exception:
@@ -153,8 +153,14 @@ def _no_images(order: Order) -> Exception:
     return OrderEmpty("The order exists, but it has no images.")
 
 
-def _select(order: Order, only: Sequence[str]) -> list[PlannedImage]:
-    """Names are given over the whole order, so that a subset gets the same names as the full archive."""
+def select_images(order: Order, only: Sequence[str]) -> list[PlannedImage]:
+    """Return the images asked for, all if ``only`` is empty.
+
+    Names are given over the whole order, so that a subset gets the same names as the full archive.
+
+    Raises:
+        ImageNotInOrder: the order has no image with one of the ids.
+    """
     stems = entry_stems([image.name for image in order.images])
     every = [PlannedImage(*item) for item in zip(range(len(stems)), order.images, stems, strict=True)]
     if not only:
@@ -174,7 +180,8 @@ _UNAVAILABLE = {
 }
 
 
-def _unavailable(item: PlannedImage) -> Outcome:
+def unavailable(item: PlannedImage) -> Outcome:
+    """Return the outcome of an image that is not ready: it is not asked for."""
     reason, words = _UNAVAILABLE[item.image.readiness]
     detail = f"{words}: {item.image.status_reason}" if item.image.status_reason else f"{words}."
     return Outcome(item.position, item.image, attempts=0, failure=Failure(reason, detail))

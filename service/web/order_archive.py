@@ -13,7 +13,6 @@ from yarl import URL
 from service.archive.naming import archive_filename, content_disposition
 from service.archive.plan import ArchivePlan, check_order_id, parse_options, plan_archive
 from service.archive.report import ReportContext
-from service.errors import NotConfigured
 from service.model import Outcome
 from service.pipeline import ArchiveStream
 from service.upstream.client import UpstreamClient
@@ -49,7 +48,7 @@ async def _serve(request: web.Request, services: Services, record: ArchiveRecord
     order_id = check_order_id(order_id)
     options = parse_options((name, value) for name, value in request.query.items() if name not in NOT_SIGNED)
     require_full_quality(role, options.image)
-    upstream = _upstream(services)
+    upstream = services.require_upstream()
     # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
     with services.admission.admit():
         # From here the caller waits: look-up and first image together must not take longer than this.
@@ -138,12 +137,6 @@ def _retry_urls(url: URL, query: Sequence[tuple[str, str]], missing: Sequence[st
         ids = missing[start : start + IDS_PER_RETRY_URL]
         urls.append(str(url.with_query([*query, *(("only", image_id) for image_id in ids)])))
     return urls
-
-
-def _upstream(services: Services) -> UpstreamClient:
-    if services.upstream is None:
-        raise NotConfigured("The operator must set AUTOENHANCE_API_KEY; until then no order can be fetched.")
-    return services.upstream
 
 
 def _headers(plan: ArchivePlan, archive_id: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from service.errors import NotConfigured
 from service.metrics import Metrics
 from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
@@ -48,6 +49,16 @@ class Services:
     version: str
     started: float
     public_limits: Mapping[str, float]
+
+    def require_upstream(self) -> UpstreamClient:
+        """Return the API's client.
+
+        Raises:
+            NotConfigured: there is no key.
+        """
+        if self.upstream is None:
+            raise NotConfigured("The operator must set AUTOENHANCE_API_KEY; until then no order can be fetched.")
+        return self.upstream
 
 
 SERVICES = web.AppKey("services", Services)

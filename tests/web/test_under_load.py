@@ -41,8 +41,8 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Services]:
     """Return a function that gives the parts of the service which was started last: its counters tell what happened."""
     apps: list[web.Application] = []
 
-    def create(settings: Settings) -> web.Application:
-        apps.append(create_app(settings))
+    def create(settings: Settings, *, sandbox: bool) -> web.Application:
+        apps.append(create_app(settings, sandbox=sandbox))
         return apps[-1]
 
     monkeypatch.setattr("service.server.create_app", create)

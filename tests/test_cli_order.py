@@ -1,0 +1,242 @@
+"""The commands ``order …`` as people run them: a process against a running service, its output and its exit code."""
+
+import asyncio
+import json
+import os
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+
+from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox
+from service.verify import ArchiveDamaged, verify
+from tests.archives import add_order, jpeg
+from tests.conftest import StartService
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: bytes
+    err: str
+
+
+async def run(*arguments: str | Path, cwd: Path, **environment: str) -> Done:
+    """Run ``python -m service order …`` without a terminal."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", "order", *map(str, arguments),
+        cwd=cwd, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], **environment},
+    )  # fmt: skip
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Done(process.returncode, out, err.decode())
+
+
+async def test_show(service: str, tmp_path: Path) -> None:
+    """An order's images are listed with their names and what is the matter with them."""
+    done = await run("--service", service, "show", PARTIAL_ORDER_ID, cwd=tmp_path)
+    assert done.code == 0, done.err
+    lines = done.out.decode().splitlines()
+    assert len(lines) == 8
+    assert "3 of 7 images ready" in lines[-1]
+    done = await run("show", PARTIAL_ORDER_ID, "--json", cwd=tmp_path, BATCH_SERVICE_URL=service)
+    assert json.loads(done.out)["counts"]["ready"] == 3
+
+
+async def test_download(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """Every image arrives as it was served, in a file that is there only when it is whole."""
+    order = add_order(sandbox, [100_000, 2000, 300])
+    done = await run("--service", service, "download", order.order_id, "-o", "a.zip", cwd=tmp_path)
+    assert (done.code, done.out) == (0, b""), done.err
+    assert os.listdir(tmp_path) == ["a.zip"]  # noqa: PTH208
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert [archive.read(f"{n}.jpg") for n in range(3)] == [jpeg(100_000, 0), jpeg(2000, 1), jpeg(300, 2)]
+    again = await run("--service", service, "download", order.order_id, "-o", "a.zip", cwd=tmp_path)
+    assert again.code == 2
+    assert "--force" in again.err
+    forced = await run("--service", service, "download", order.order_id, "-o", "a.zip", "--force", cwd=tmp_path)
+    assert forced.code == 0
+
+
+async def test_download_to_a_pipe(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """Standard output gets the archive and nothing else, standard error nothing at all."""
+    order = add_order(sandbox, [1000])
+    done = await run("--service", service, "download", order.order_id, "-o", "-", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    (tmp_path / "piped.zip").write_bytes(done.out)
+    assert verify(tmp_path / "piped.zip").images == ["0.jpg"]
+
+
+async def test_choices_are_passed_on(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """Each option becomes the parameter of its name; what is not given is not sent."""
+    options = ["--format", "png", "--quality", "80", "--dev-mode", "--no-watermark", "--max-width", "300"]
+    done = await run("--service", service, "download", DEMO_ORDER_ID, "-o", "-", *options, cwd=tmp_path)
+    assert done.code == 0, done.err
+    asked = next(one for one in sandbox.requests if "enhanced" in one.path)
+    assert dict(asked.query) == {
+        "preview": "true", "format": "png", "quality": "80", "max_width": "300", "watermark": "false",
+    }  # fmt: skip
+    assert {name.lower(): value for name, value in asked.headers.items()}["x-dev-mode"] == "true"
+
+
+async def test_missing_images(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """What could not be had is named and makes the exit code 1; a second run fetches exactly that."""
+    order = add_order(sandbox, [1000, 2000, 3000])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=404), origin="api")
+    done = await run("--service", service, "download", order.order_id, "-o", "a.zip", cwd=tmp_path)
+    assert done.code == 1
+    assert "missing: 1.jpg" in done.err
+    sandbox.faults.clear()
+    arguments = ["--service", service, "download", order.order_id, "--missing-from", "a.zip", "-o", "rest.zip"]
+    done = await run(*arguments, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "a.zip lacks 1 images" in done.err
+    assert verify(tmp_path / "rest.zip").images == ["1.jpg"]
+    done = await run(*arguments[:4], "--missing-from", "rest.zip", "-o", "none.zip", cwd=tmp_path)
+    assert (done.code, (tmp_path / "none.zip").exists()) == (0, False)
+    assert "lacks nothing" in done.err
+    other = await run(
+        "--service", service, "download", DEMO_ORDER_ID, "--missing-from", "a.zip", "-o", "x.zip", cwd=tmp_path
+    )
+    assert other.code == 2
+
+
+async def test_a_cut_archive_cannot_tell_what_it_lacks(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """An archive without its end is refused with the advice to download anew."""
+    order = add_order(sandbox, [1000])
+    await run("--service", service, "download", order.order_id, "-o", "a.zip", cwd=tmp_path)
+    cut = tmp_path / "cut.zip"
+    cut.write_bytes((tmp_path / "a.zip").read_bytes()[:500])
+    done = await run(
+        "--service", service, "download", order.order_id, "--missing-from", cut, "-o", "b.zip", cwd=tmp_path
+    )
+    assert done.code == 1
+    assert "Download the whole order again" in done.err
+    assert not (tmp_path / "b.zip").exists()
+
+
+async def test_a_broken_transfer_leaves_nothing(sandbox: Sandbox, start_service: StartService, tmp_path: Path) -> None:
+    """When the service breaks off, no file stands under the final name, nor beside it."""
+    service = await start_service(image_attempts=1)
+    order = add_order(sandbox, [100_000, 2000])
+    gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=70_000)
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.RESET))
+    running = asyncio.create_task(
+        run("--service", service, "download", order.order_id, "-o", "a.zip", "--on-error", "abort", cwd=tmp_path)
+    )
+    await sandbox.wait_until(lambda: sum(sandbox.faults.injected.values()) == 2)
+    gate.release()
+    done = await running
+    assert (done.code, os.listdir(tmp_path)) == (3, [])  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("order_id", "words"),
+    [
+        ("not-a-uuid", "The order id is not a UUID"),
+        ("00000000-0000-4000-8000-000000000000", "The order does not exist"),
+    ],
+)
+async def test_refusals_are_told(order_id: str, words: str, service: str, tmp_path: Path) -> None:
+    """A problem's title and detail are shown; the exit code is 3."""
+    done = await run("--service", service, "download", order_id, "-o", "a.zip", cwd=tmp_path)
+    assert (done.code, os.listdir(tmp_path)) == (3, [])  # noqa: PTH208
+    assert words in done.err
+
+
+async def test_no_service(closed_port: int, tmp_path: Path) -> None:
+    """Where nobody answers, that is said, without a traceback."""
+    done = await run("--service", f"http://127.0.0.1:{closed_port}", "show", DEMO_ORDER_ID, cwd=tmp_path)
+    assert done.code == 3
+    assert "no answer from" in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_keys(start_service: StartService, tmp_path: Path) -> None:
+    """A key is taken from the environment, and never shown."""
+    service = await start_service(service_api_keys=(SecretStr("a-key-for-callers"),))
+    arguments = ["--service", service, "download", DEMO_ORDER_ID, "-o", "a.zip"]
+    refused = await run(*arguments, cwd=tmp_path)
+    assert refused.code == 3
+    assert "A key of the service is needed" in refused.err
+    done = await run(*arguments, cwd=tmp_path, BATCH_SERVICE_KEY="a-key-for-callers")
+    assert done.code == 0, done.err
+    assert "a-key-for-callers" not in done.err
+
+
+async def test_full_quality_is_agreed_to(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """Without --yes nothing is bought where nobody can be asked; a bound on credits is kept; then it is done."""
+    order = add_order(sandbox, [1000, 2000])
+    arguments = ["--service", service, "download", order.order_id, "-o", "a.zip", "--full"]
+    unasked = await run(*arguments, cwd=tmp_path)
+    assert unasked.code == 2
+    assert "2 credits" in unasked.err
+    bounded = await run(*arguments, "--yes", "--max-credits", "1", cwd=tmp_path)
+    assert bounded.code == 1
+    assert sandbox.credits_spent == 0
+    done = await run(*arguments, "--yes", "--max-credits", "2", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert sandbox.credits_spent == 2
+
+
+async def test_create(sandbox: Sandbox, start_service: StartService, tmp_path: Path) -> None:
+    """Photos go in, the order's id comes out; what was not taken is named and makes the exit code 1."""
+    service = await start_service(admin_token=SecretStr("the-operators-token"))
+    (tmp_path / "a.jpg").write_bytes(jpeg(70_000, 1))
+    (tmp_path / "b.txt").write_bytes(b"no photo")
+    arguments = ["--service", service, "create", "a.jpg", "--name", "Two rooms", "--wait", "30"]
+    done = await run(*arguments, cwd=tmp_path, ADMIN_TOKEN="the-operators-token")
+    assert done.code == 0, done.err
+    order = sandbox.orders[done.out.decode().strip()]
+    assert order.name == "Two rooms"
+    assert order.images[0].upload is not None
+    assert order.images[0].upload.read_bytes() == jpeg(70_000, 1)
+    done = await run(*arguments, "b.txt", cwd=tmp_path, ADMIN_TOKEN="the-operators-token")
+    assert done.code == 1
+    assert "b.txt: the first bytes" in done.err
+
+
+async def test_direct(sandbox: Sandbox, tmp_path: Path) -> None:
+    """--direct needs no running service, only the settings of one; wrong ones are exit code 2."""
+    environment = {
+        "AUTOENHANCE_API_KEY": sandbox.api_key,
+        "AUTOENHANCE_API_BASE": sandbox.api_base,
+        "ALLOW_PRIVATE_UPSTREAM": "true",
+    }
+    done = await run("--direct", "download", DEMO_ORDER_ID, "-o", "a.zip", cwd=tmp_path, **environment)
+    assert done.code == 0, done.err
+    assert len(verify(tmp_path / "a.zip").images) == 14
+    wrong = await run("--direct", "show", DEMO_ORDER_ID, cwd=tmp_path, **environment, MAX_ARCHIVES="none")
+    assert wrong.code == 2
+    assert "MAX_ARCHIVES" in wrong.err
+
+
+@pytest.mark.parametrize("command", [(), ("show",), ("create",), ("download",)], ids=" ".join)
+async def test_help(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Each command explains itself."""
+    done = await run(*command, "--help", cwd=tmp_path)
+    assert done.code == 0
+    assert b"Usage:" in done.out
+
+
+@pytest.mark.parametrize("place", [100, 1500])
+async def test_damage_is_found(
+    place: int, sandbox: Sandbox, service: str, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """One wrong bit anywhere in an image makes an archive unsound."""
+    order = add_order(sandbox, [1000, 2000])
+    async with client.get(f"{service}/orders/{order.order_id}/images?layout=stored&manifest=always") as response:
+        archive = bytearray(await response.read())
+    (tmp_path / "a.zip").write_bytes(archive)
+    assert len(verify(tmp_path / "a.zip").images) == 2
+    archive[place] ^= 1
+    (tmp_path / "a.zip").write_bytes(archive)
+    with pytest.raises(ArchiveDamaged):
+        verify(tmp_path / "a.zip")
