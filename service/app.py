@@ -17,6 +17,7 @@ from service.logs import Redactor
 from service.metrics import Metrics, watch_loop_lag
 from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
+from service.receipts import Receipts
 from service.sentry import Report, reporting
 from service.settings import FULL_QUALITY, Settings
 from service.upstream.addresses import TargetRules
@@ -35,6 +36,7 @@ from service.web.links import create_link
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
 from service.web.orders import get_order
+from service.web.receipts import get_events, get_receipt
 from service.web.recent_errors import RecentErrors
 from service.web.sentry_issues import sentry_issues
 from service.web.services import SERVICES, Services
@@ -43,6 +45,8 @@ from service.web.stats import stats
 
 # A request has no body worth mentioning; what has one is answered before it is read.
 MAX_REQUEST_BODY_BYTES = 64 * 1024
+# Watchers cost a connection and a timer each; a page opens one for each download.
+MAX_EVENT_STREAMS = 256
 # What /api/stats tells of the settings: bounds, and nothing that says where the upstream is.
 PUBLIC_LIMITS = (
     "max_archives",
@@ -74,6 +78,8 @@ def create_app(settings: Settings, *, sandbox: bool = False) -> web.Application:
     app.router.add_get("/orders/{order_id:[^/]+}/images", get_order_archive)
     app.router.add_get("/orders/{order_id:[^/]+}", get_order)
     app.router.add_post("/orders/{order_id:[^/]+}/links", create_link)
+    app.router.add_get("/archives/{archive_id:[^/]+}", get_receipt)
+    app.router.add_get("/archives/{archive_id:[^/]+}/events", get_events)
     app.router.add_post("/api/create-order", create_order)
     app.router.add_post("/api/create-sample-order", create_sample_order)
     app.router.add_get("/session", get_session)
@@ -158,6 +164,10 @@ def _services(
     metrics.upstream_breaker_open.set_function(lambda: breaker.is_open)
     total_budget = Budget(settings.read_ahead_total_bytes)
     metrics.watch_read_ahead(lambda: total_budget.held_bytes, total_budget.limit_bytes)
+    receipts = Receipts(limit=settings.receipts_max, ttl_seconds=settings.receipt_ttl_seconds)
+    event_admission = Admission(MAX_EVENT_STREAMS, "event streams are open")
+    metrics.receipts_held.set_function(lambda: len(receipts))
+    metrics.event_streams.set_function(lambda: event_admission.active)
     metrics.archives_limit.set(settings.max_archives)
     key, sentry_token = settings.autoenhance_api_key, settings.sentry_auth_token
     upstream, uploads = _upstream_clients(settings, session, metrics, breaker) if key else (None, None)
@@ -177,6 +187,8 @@ def _services(
         access=access,
         allowed_origins=frozenset(settings.allowed_origins),
         admission=Admission(settings.max_archives),
+        event_admission=event_admission,
+        receipts=receipts,
         upload_admission=Admission(settings.max_uploads, "uploads are being taken"),
         uploads=uploads,
         max_upload_files=settings.max_upload_files,

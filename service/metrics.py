@@ -59,6 +59,8 @@ class Metrics:
     def _make_archive_metrics(self) -> None:
         self.archives = self._counter("batch_archives", "Archives by how they ended.", "outcome")
         self.archives_in_progress = self._gauge("batch_archives_in_progress", "Archives being streamed now.")
+        self.receipts_held = self._gauge("batch_receipts", "Receipts held, of running and of ended archives.")
+        self.event_streams = self._gauge("batch_event_streams", "Watchers of archives' events.")
         self.archives_limit = self._gauge("batch_archives_limit", "The most archives that are streamed at a time.")
         self.archive_first_byte = self._histogram(
             "batch_archive_first_byte_seconds",

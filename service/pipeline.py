@@ -56,9 +56,9 @@ class StreamLimits:
 class ArchiveStream:
     """One archive being made. Use it as an async context manager: leaving it ends every download.
 
-    ``count`` is told each image's outcome once. ``outcomes`` holds them in the order in which they became certain.
-    ``rollbacks`` counts the entries that were begun and left out, ``upstream_blocked_seconds`` the time in which there
-    was nothing to write.
+    ``count`` is told each image's outcome once, ``writing`` the position of each image whose entry begins. ``outcomes``
+    holds them in the order in which they became certain. ``rollbacks`` counts the entries that were begun and left out,
+    ``upstream_blocked_seconds`` the time in which there was nothing to write.
     """
 
     def __init__(
@@ -71,11 +71,13 @@ class ArchiveStream:
         connections: ConnectionShare,
         describe: Callable[[Sequence[Outcome]], ReportContext],
         count: Callable[[Outcome], None],
+        writing: Callable[[int], None] = lambda _position: None,
     ) -> None:
         self._plan = plan
         self._limits = limits
         self._describe = describe
         self._count = count
+        self._writing = writing
         self._writer = ArchiveWriter(plan.options.layout)
         self._ahead = ReadAhead(
             plan.wanted,
@@ -194,6 +196,7 @@ class ArchiveStream:
                             self._roll_back(slot, "a new copy begins")
                             digest = hashlib.sha256() if digest is not None else None
                         opened = True
+                        self._writing(slot.item.position)
                         yield self._writer.open_entry(entry_name(slot.item.stem, event.extension), event.size)
                     self._wait_begins()
             entry, descriptor = self._writer.close_entry()

@@ -136,6 +136,9 @@ class Settings(BaseSettings):
         4, ge=1, description="Uploads at a time; each has one photo on disk. Further ones get a 503."
     )
 
+    receipts_max: int = Field(1000, ge=1, description="Ended archives whose receipts are remembered.")
+    receipt_ttl_seconds: float = Field(3600, gt=0, description="How long they are remembered.")
+
     allow_private_upstream: bool = Field(
         False, description="Allow plain http and loopback, link-local and private upstream addresses (the sandbox)."
     )

@@ -12,7 +12,9 @@ from typing import Any
 from service.archive.naming import entry_stems
 from service.archive.writer import Layout
 from service.errors import (
+    CreditsExceeded,
     ImageNotInOrder,
+    InvalidArchiveId,
     InvalidOrderId,
     InvalidParameter,
     NothingToDeliver,
@@ -29,6 +31,8 @@ FORMATS = ("jpeg", "png", "webp", "avif", "jxl")
 MIN_QUALITY, MAX_QUALITY = 1, 90
 # The API states no upper bound for max_width; none of its pictures is wider than this.
 MAX_WIDTH_PIXELS = 65_535
+# No order is larger.
+MAX_CREDITS = 1_000_000
 # How long a client should wait before it asks again for an order that is still being merged or processed.
 NOT_READY_RETRY_SECONDS = 10
 
@@ -59,6 +63,8 @@ class ArchiveOptions:
     on_error: OnError = OnError.REPORT
     manifest: ManifestMode = ManifestMode.AUTO
     layout: Layout = Layout.STREAMABLE
+    max_credits: int | None = None
+    archive_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,17 @@ def check_order_id(text: str) -> str:
     return text
 
 
+def check_archive_id(text: str) -> str:
+    """Return the archive id in its usual form.
+
+    Raises:
+        InvalidArchiveId: it is not a UUID.
+    """
+    if not _UUID.fullmatch(text):
+        raise InvalidArchiveId("The archive id must be a UUID such as 3f2b8c1e-5d4a-4e6f-9a7b-0c1d2e3f4a5b.")
+    return text.lower()
+
+
 def parse_options(query: Iterable[tuple[str, str]]) -> ArchiveOptions:
     """Read the query's (name, value) pairs, in their order.
 
@@ -125,6 +142,7 @@ def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> A
         ImageNotInOrder: ``only`` names an id the order does not have.
         TooManyImages: more than ``max_images`` are asked for.
         NothingToDeliver: no image can be had, or one cannot and the caller wants all or nothing.
+        CreditsExceeded: more images would have to be bought than the caller allows.
     """
     if not order.images:
         raise _no_images(order)
@@ -141,7 +159,18 @@ def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> A
         raise NothingToDeliver("No image of the order is ready.", missing)
     if missing and options.on_error is OnError.ABORT:
         raise NothingToDeliver("Not every image is ready, and on_error=abort asks for all or nothing.", missing)
+    _check_credits(wanted, options)
     return ArchivePlan(order, options, wanted, missing)
+
+
+def _check_credits(wanted: Sequence[PlannedImage], options: ArchiveOptions) -> None:
+    price = sum(not item.image.paid for item in wanted) if options.image.spends_credits else 0
+    if options.max_credits is not None and price > options.max_credits:
+        raise CreditsExceeded(
+            f"{price} images would have to be bought, at most {options.max_credits} may be.",
+            credits=price,
+            max_credits=options.max_credits,
+        )
 
 
 def _no_images(order: Order) -> Exception:
@@ -185,6 +214,12 @@ def unavailable(item: PlannedImage) -> Outcome:
     reason, words = _UNAVAILABLE[item.image.readiness]
     detail = f"{words}: {item.image.status_reason}" if item.image.status_reason else f"{words}."
     return Outcome(item.position, item.image, attempts=0, failure=Failure(reason, detail))
+
+
+def _uuid(name: str, text: str) -> str:
+    if not _UUID.fullmatch(text):
+        raise InvalidParameter(name, f"{name!r} must be a UUID.")
+    return text.lower()
 
 
 def _boolean(name: str, text: str) -> bool:
@@ -235,8 +270,10 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "on_error": _one_of(tuple(OnError), OnError),
     "manifest": _one_of(tuple(ManifestMode), ManifestMode),
     "layout": _one_of(tuple(Layout), Layout),
+    "max_credits": _integer(0, MAX_CREDITS),
+    "archive_id": _uuid,
 }
 # Those that are not about the single image.
-_ARCHIVE_PARAMETERS = {"on_error", "manifest", "layout"}
+_ARCHIVE_PARAMETERS = {"on_error", "manifest", "layout", "max_credits", "archive_id"}
 # Every query parameter of an archive, by name.
 PARAMETERS = (*_PARSERS, "only")

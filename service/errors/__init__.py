@@ -15,6 +15,10 @@ travel as ``__cause__`` and reach the log only.
     │   │   ├── RepeatedParameter     400
     │   │   └── ImageNotInOrder       400
     │   ├── InvalidBody               400
+    │   ├── InvalidArchiveId          400
+    │   ├── CreditsExceeded           402
+    │   ├── ArchiveNotFound           404
+    │   ├── ArchiveIdInUse            409
     │   ├── KeyRequired               401
     │   ├── SignInRefused             401
     │   ├── AdminRequired             401
@@ -66,10 +70,14 @@ from service.errors.base import (
 from service.errors.caller import (
     AdminDisabled,
     AdminRequired,
+    ArchiveIdInUse,
+    ArchiveNotFound,
     BadRequest,
     CallerError,
+    CreditsExceeded,
     FullQualityNotAllowed,
     ImageNotInOrder,
+    InvalidArchiveId,
     InvalidBody,
     InvalidOrderId,
     InvalidParameter,
@@ -125,10 +133,13 @@ __all__ = [
     "AdminDisabled",
     "AdminRequired",
     "ArchiveBroken",
+    "ArchiveIdInUse",
+    "ArchiveNotFound",
     "AtCapacity",
     "BadRequest",
     "CallerError",
     "ClientStalled",
+    "CreditsExceeded",
     "Draining",
     "FirstByteTimeout",
     "FullQualityNotAllowed",
@@ -136,6 +147,7 @@ __all__ = [
     "ImageMissing",
     "ImageNotInOrder",
     "InternalError",
+    "InvalidArchiveId",
     "InvalidBody",
     "InvalidOrderId",
     "InvalidParameter",

@@ -145,6 +145,38 @@ class MethodNotAllowed(CallerError):
     title = "The method is not allowed here"
 
 
+class CreditsExceeded(CallerError):
+    """More images would have to be bought than ``max_credits`` allows; nothing was bought."""
+
+    status = 402
+    slug = "credits-exceeded"
+    title = "The download would cost more credits than allowed"
+
+
+class InvalidArchiveId(CallerError):
+    """The archive id in the path is not a UUID."""
+
+    status = 400
+    slug = "invalid-archive-id"
+    title = "The archive id is not a UUID"
+
+
+class ArchiveNotFound(CallerError):
+    """This process knows no such archive: it never was, was on another replica, or is forgotten."""
+
+    status = 404
+    slug = "archive-not-found"
+    title = "The archive is not known here"
+
+
+class ArchiveIdInUse(CallerError):
+    """The archive id that the caller chose is taken."""
+
+    status = 409
+    slug = "archive-id-in-use"
+    title = "The archive id is taken"
+
+
 class OrderNotFound(CallerError):
     """The upstream knows no such order."""
 

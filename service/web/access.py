@@ -20,7 +20,7 @@ from service.web.services import SERVICES
 SESSION_COOKIE = "batch_session"
 LINK = "link"
 # What a link leaves open: it changes nothing of what is downloaded.
-NOT_SIGNED = frozenset({LINK})
+NOT_SIGNED = frozenset({LINK, "archive_id"})
 # What a browser says of who made it send a request (Fetch Metadata): our own page, or the user.
 _OUR_OWN_SITE = frozenset({"same-origin", "none"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -9,10 +10,11 @@ import structlog
 from aiohttp import web
 
 from service.archive.plan import ArchivePlan
-from service.errors import ArchiveBroken, ClientStalled, ServiceError
+from service.errors import ArchiveBroken, ClientStalled, ServiceError, problem
 from service.metrics import Metrics
 from service.model import ArchiveOutcome, Outcome
 from service.pipeline import ArchiveStream
+from service.receipts import Receipt
 from service.web.archive_response import ArchiveResponse
 from service.web.middleware import ARRIVED
 
@@ -25,8 +27,9 @@ class ArchiveRecord:
     States: refused unless an archive is ``opened``, unanswered until it is ``begun``, then being sent.
     """
 
-    def __init__(self, request: web.Request, archive_id: str, metrics: Metrics) -> None:
-        self.archive_id = archive_id
+    def __init__(self, request: web.Request, receipt: Receipt, metrics: Metrics) -> None:
+        self.archive_id = receipt.archive_id
+        self.receipt = receipt
         self._request = request
         self._metrics = metrics
         self._plan: ArchivePlan | None = None
@@ -37,13 +40,22 @@ class ArchiveRecord:
         # What the metrics know already of bytes, rollbacks, and seconds blocked by client and upstream.
         self._told = (0, 0, 0.0, 0.0)
 
-    def opened(self, plan: ArchivePlan, stream: ArchiveStream) -> None:
+    def opened(self, plan: ArchivePlan, stream: ArchiveStream, parameters: Mapping[str, str]) -> None:
         """Note that the archive's images are being asked for."""
         self._plan, self._stream = plan, stream
+        missing = [(outcome.position, outcome.image) for outcome in plan.unavailable]
+        self.receipt.planned(
+            order_id=plan.order.order_id,
+            order_name=plan.order.name,
+            parameters=parameters,
+            images=[*((item.position, item.image) for item in plan.wanted), *missing],
+            bytes_out=lambda: stream.bytes_out,
+        )
 
     def begun(self, response: ArchiveResponse) -> None:
         """Note that the first byte is about to be handed to the client."""
         self._response = response
+        self.receipt.streaming()
         self._first_byte_seconds = self._seconds()
         self._metrics.archive_first_byte.observe(self._first_byte_seconds)
 
@@ -53,6 +65,7 @@ class ArchiveRecord:
         spent = bought and outcome.entry is not None
         self._credits_spent += spent
         self._metrics.count_image(outcome, spent=spent)
+        self.receipt.concluded(outcome, spent=spent)
         self._tell_progress()
 
     def __enter__(self) -> Self:
@@ -67,6 +80,7 @@ class ArchiveRecord:
         self._metrics.archives.labels(outcome.value).inc()
         if self._response is not None:
             self._metrics.archive_duration.observe(self._seconds())
+        self.receipt.end(outcome, why, problem(error) if isinstance(error, ServiceError) else None)
         self._log(outcome, why)
 
     def _ending(self, error: BaseException | None) -> tuple[ArchiveOutcome, str | None]:

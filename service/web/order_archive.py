@@ -11,12 +11,13 @@ from aiohttp import HttpVersion11, web
 from yarl import URL
 
 from service.archive.naming import archive_filename, content_disposition
-from service.archive.plan import ArchivePlan, check_order_id, parse_options, plan_archive
+from service.archive.plan import ArchivePlan, check_archive_id, check_order_id, parse_options, plan_archive
 from service.archive.report import ReportContext
+from service.errors import InvalidArchiveId
 from service.model import Outcome
 from service.pipeline import ArchiveStream
 from service.upstream.client import UpstreamClient
-from service.web.access import NOT_SIGNED, require_full_quality, require_this_download
+from service.web.access import LINK, NOT_SIGNED, require_full_quality, require_this_download
 from service.web.archive_record import ArchiveRecord
 from service.web.archive_response import ArchiveResponse
 from service.web.middleware import STREAMING
@@ -31,7 +32,9 @@ TRAILERS = ("X-Downloaded", "X-Failed")
 async def get_order_archive(request: web.Request) -> web.StreamResponse:
     """Answer with the archive, or, to HEAD, with its status and headers only."""
     services = request.app[SERVICES]
-    record = ArchiveRecord(request, str(uuid.uuid4()), services.metrics)
+    record = ArchiveRecord(
+        request, services.receipts.new(_chosen_archive_id(request) or str(uuid.uuid4())), services.metrics
+    )
     # What is too long for an id is no id, and fills no log.
     order_id = request.match_info["order_id"][:ORDER_ID_CHARACTERS]
     with structlog.contextvars.bound_contextvars(order_id=order_id, archive_id=record.archive_id):
@@ -45,8 +48,10 @@ async def _serve(request: web.Request, services: Services, record: ArchiveRecord
     # 1. Who asks, and for what. Nothing upstream is touched before this is right.
     order_id = request.match_info["order_id"]
     role = require_this_download(request, order_id)
+    if _chosen_archive_id(request) is not None and request.method != "HEAD":
+        services.receipts.file(record.receipt)  # whoever watches is told what comes of it, also of a refusal
     order_id = check_order_id(order_id)
-    options = parse_options((name, value) for name, value in request.query.items() if name not in NOT_SIGNED)
+    options = parse_options((name, value) for name, value in request.query.items() if name != LINK)
     require_full_quality(role, options.image)
     upstream = services.require_upstream()
     # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
@@ -60,6 +65,14 @@ async def _serve(request: web.Request, services: Services, record: ArchiveRecord
         if request.method == "HEAD":
             return web.Response(headers=_headers(plan, record.archive_id), content_type="application/zip")
         return await _Download(request, services, upstream, plan, record).run(deadline)
+
+
+def _chosen_archive_id(request: web.Request) -> str | None:
+    """Return the id that the caller chose, if it is one."""
+    try:
+        return check_archive_id(request.query.get("archive_id", ""))
+    except InvalidArchiveId:
+        return None
 
 
 class _Download:
@@ -77,6 +90,7 @@ class _Download:
         self._in_progress = services.metrics.archives_in_progress
         self._url = URL(services.public_url).join(request.rel_url) if services.public_url else request.url
         self._stall_seconds = services.client_stall_seconds
+        self._receipts = services.receipts
         self._plan = plan
         self._record = record
         self._stream = ArchiveStream(
@@ -87,11 +101,14 @@ class _Download:
             connections=services.connections,
             describe=self._describe,
             count=record.count,
+            writing=record.receipt.writing,
         )
 
     async def run(self, first_byte_deadline: float) -> web.StreamResponse:
         """Stream the archive. Whatever breaks it is raised, and breaks the connection further out."""
-        self._record.opened(self._plan, self._stream)
+        self._record.opened(self._plan, self._stream, _parameters(self._request))
+        if self._plan.options.archive_id is None:
+            self._receipts.file(self._record.receipt)
         with self._in_progress.track_inprogress():
             async with self._stream as stream:
                 await stream.begin(first_byte_deadline)
@@ -124,7 +141,7 @@ class _Download:
             order_id=order.order_id,
             order_name=order.name,
             archive_id=self._record.archive_id,
-            parameters=dict(query),
+            parameters=_parameters(self._request),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             retry_urls=_retry_urls(self._url, query, [image_id for image_id in missing if image_id]),
         )
@@ -148,3 +165,8 @@ def _headers(plan: ArchivePlan, archive_id: str) -> dict[str, str]:
         "Cache-Control": "no-store, no-transform",
         "X-Accel-Buffering": "no",
     }
+
+
+def _parameters(request: web.Request) -> dict[str, str]:
+    """Return what the caller chose about the images; which ones, and how it may have them, stands elsewhere."""
+    return {name: value for name, value in request.query.items() if name not in {"only", *NOT_SIGNED}}

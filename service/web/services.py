@@ -9,6 +9,7 @@ from service.errors import NotConfigured
 from service.metrics import Metrics
 from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
+from service.receipts import Receipts
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
 from service.upstream.sentry_api import SentryApi
@@ -36,6 +37,8 @@ class Services:
     allowed_origins: frozenset[str]
     admission: Admission
     upload_admission: Admission
+    event_admission: Admission
+    receipts: Receipts
     uploads: UploadClient | None
     max_upload_files: int
     max_upload_bytes: int

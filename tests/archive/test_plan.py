@@ -33,6 +33,8 @@ from service.model import Image, ImageOptions, Order, Readiness, Reason
 
 ORDER_ID = "3f2b8c1e-5d4a-4e6f-9a7b-0c1d2e3f4a5b"
 
+UUID = "3f2b8c1e-5d4a-4e6f-9a7b-0c1d2e3f4a5b"
+
 
 @pytest.mark.parametrize(
     "text",
@@ -130,6 +132,9 @@ def test_image_parameter(name: str, text: str, options: ImageOptions) -> None:
         pytest.param("manifest", "auto", ArchiveOptions(manifest=ManifestMode.AUTO), id="auto"),
         pytest.param("layout", "streamable", ArchiveOptions(layout=Layout.STREAMABLE), id="streamable"),
         pytest.param("layout", "stored", ArchiveOptions(layout=Layout.STORED), id="stored"),
+        pytest.param("max_credits", "0", ArchiveOptions(max_credits=0), id="no_credits"),
+        pytest.param("max_credits", "1000000", ArchiveOptions(max_credits=1_000_000), id="most_credits"),
+        pytest.param("archive_id", UUID.upper(), ArchiveOptions(archive_id=UUID), id="archive_id"),
         pytest.param("only", "a-1", ArchiveOptions(only=("a-1",)), id="only"),
     ],
 )
@@ -165,6 +170,8 @@ BAD_VALUES = {
     "on_error": ["", "ignore", "REPORT", "abort "],
     "manifest": ["", "never", "AUTO", "true"],
     "layout": ["", "STORED", "deflate", "true", "streamable "],
+    "max_credits": ["", "-1", "1000001", "1.0", "all", " 1"],
+    "archive_id": ["", "mine", UUID + "0", "{" + UUID + "}", UUID.replace("-", "")],
     "only": ["", "a\nb", "a\0", "\u202e"],
 }
 
@@ -204,7 +211,7 @@ def test_unknown_parameter(name: str) -> None:
 def test_repeated_parameter(name: str) -> None:
     """A parameter given twice is refused, even with the same value: which one was meant?"""
     texts = {"format": "png", "quality": "5", "max_width": "5", "scale": "0.5"}
-    texts |= {"on_error": "abort", "manifest": "auto", "layout": "stored"}
+    texts |= {"on_error": "abort", "manifest": "auto", "layout": "stored", "max_credits": "1", "archive_id": UUID}
     text = texts.get(name, "true")
     with pytest.raises(RepeatedParameter) as caught:
         parse_options([(name, text), (name, text)])

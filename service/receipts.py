@@ -1,0 +1,271 @@
+"""What happened to each archive: live while it runs, remembered for a while after. Knows asyncio, but no HTTP.
+
+A receipt's life::
+
+    preparing ──planned──▶ preparing, with its images ──▶ streaming ──▶ ended: complete, partial, aborted, client_gone
+        └────────── refused, or nothing could be had ─────────────────▶ ended: rejected, none
+
+Who watches does so by version: every change has the next number, the last ``CHANGES_KEPT`` are kept, and who is further
+behind gets the whole receipt again. So a slow watcher costs nothing and holds nobody up, and there is no queue.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from service.errors import ArchiveIdInUse, ArchiveNotFound
+from service.model import ArchiveOutcome, Image, Outcome
+
+# Of one archive: enough for a watcher whose connection broke for a moment.
+CHANGES_KEPT = 256
+# Of all ended archives together; an image's facts take about 1 KB.
+IMAGES_KEPT = 50_000
+PREPARING, STREAMING = "preparing", "streaming"
+WAITING, WRITING, DOWNLOADED, FAILED = "waiting", "writing", "downloaded", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that happened: ``kind`` is ``image``, ``archive`` or ``end``, ``data`` what is so now."""
+
+    version: int
+    kind: str
+    data: Mapping[str, Any]
+
+
+class Receipt:
+    """One archive, as far as it has come. ``now`` gives the time of day."""
+
+    def __init__(self, archive_id: str, now: Callable[[], datetime], on_end: Callable[[str], None]) -> None:
+        self.archive_id = archive_id
+        self._on_end = on_end
+        self._downloaded = 0
+        self.version = 0
+        self.ended_at: datetime | None = None
+        self._now = now
+        self._started_at = now()
+        self._state = PREPARING
+        self._why: str | None = None
+        self._problem: Mapping[str, Any] | None = None
+        self._order: Mapping[str, Any] = {"order_id": None, "order_name": None, "parameters": {}}
+        self._images: dict[int, Image] = {}
+        self._outcomes: dict[int, tuple[Outcome, datetime]] = {}
+        self._writing: int | None = None
+        self._credits_spent = 0
+        self._bytes: Callable[[], int] = lambda: 0
+        self._changes: deque[Change] = deque(maxlen=CHANGES_KEPT)
+        self._watchers: set[asyncio.Future[None]] = set()
+
+    @property
+    def image_count(self) -> int:
+        """Number of images whose facts are held."""
+        return len(self._images)
+
+    def planned(
+        self,
+        *,
+        order_id: str,
+        order_name: str,
+        parameters: Mapping[str, Any],
+        images: Sequence[tuple[int, Image]],
+        bytes_out: Callable[[], int],
+    ) -> None:
+        """Note what the archive is to hold; ``bytes_out`` is asked how many bytes of it there are."""
+        self._order = {"order_id": order_id, "order_name": order_name, "parameters": dict(parameters)}
+        self._images = dict(sorted(images, key=lambda one: one[0]))
+        self._bytes = bytes_out
+        self._changed("archive", self.summary())
+
+    def streaming(self) -> None:
+        """Note that the first byte is about to go to the client."""
+        self._state = STREAMING
+        self._changed("archive", self.summary())
+
+    def writing(self, position: int) -> None:
+        """Note that an image is being written."""
+        self._writing = position
+        self._changed("image", self._image(position))
+
+    def concluded(self, outcome: Outcome, *, spent: bool) -> None:
+        """Note what became of an image, and whether it cost a credit."""
+        self._credits_spent += spent
+        self._outcomes[outcome.position] = outcome, self._now()
+        self._downloaded += outcome.entry is not None
+        if self._writing == outcome.position:
+            self._writing = None
+        self._changed("image", {**self._image(outcome.position), **self._counts()})
+
+    def end(self, outcome: ArchiveOutcome, why: str | None, problem: Mapping[str, Any] | None = None) -> None:
+        """Note how the archive ended; nothing changes any more."""
+        bytes_out = self._bytes()
+        self._bytes = lambda: bytes_out  # the archive itself can go
+        self._state, self._why, self._problem, self._writing = outcome.value, why, problem, None
+        self.ended_at = self._now()
+        self._changed("end", self.summary())
+        self._on_end(self.archive_id)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return everything."""
+        return {**self.summary(), "images": [self._image(position) for position in self._images]}
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything but the single images."""
+        return {
+            "archive_id": self.archive_id,
+            "state": self._state,
+            "why": self._why,
+            "problem": self._problem,
+            **self._order,
+            "started_at": _text(self._started_at),
+            "ended_at": _text(self.ended_at),
+            **self._counts(),
+        }
+
+    def since(self, version: int) -> list[Change] | None:
+        """Return the changes after a version, or ``None`` if not all of them are kept."""
+        missed = self.version - version
+        if not 0 <= missed <= len(self._changes):
+            return None
+        return list(self._changes)[len(self._changes) - missed :]
+
+    async def changed(self, version: int) -> None:
+        """Return when there is something newer than a version."""
+        if self.version > version:
+            return
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.add(watcher)
+        try:
+            await watcher
+        finally:
+            self._watchers.discard(watcher)
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            "total": len(self._images),
+            "downloaded": self._downloaded,
+            "failed": len(self._outcomes) - self._downloaded,
+            "bytes": self._bytes(),
+            "credits_spent": self._credits_spent,
+        }
+
+    def _image(self, position: int) -> dict[str, Any]:
+        image = self._images[position]
+        outcome, moment = self._outcomes.get(position, (None, None))
+        entry, failure = (outcome.entry, outcome.failure) if outcome is not None else (None, None)
+        state = DOWNLOADED if entry else FAILED if failure else WRITING if position == self._writing else WAITING
+        return {
+            "position": position,
+            "image_id": image.image_id,
+            "name": image.name,
+            "state": state,
+            "attempts": outcome.attempts if outcome is not None else 0,
+            "entry": entry.name if entry else None,
+            "size": entry.size if entry else None,
+            "crc32": f"{entry.crc32:08x}" if entry else None,
+            "sha256": outcome.sha256 if outcome is not None else None,
+            "reason": failure.reason.value if failure else None,
+            "detail": failure.detail if failure else None,
+            "finished_at": _text(moment),
+        }
+
+    def _changed(self, kind: str, data: Mapping[str, Any]) -> None:
+        self.version += 1
+        self._changes.append(Change(self.version, kind, data))
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+
+class Receipts:
+    """The receipts of one process: all of the archives that run, and the newest of those that have ended.
+
+    Ended ones are forgotten after ``ttl_seconds``, above ``limit`` in number, and above ``IMAGES_KEPT`` images in all.
+    """
+
+    def __init__(
+        self, *, limit: int, ttl_seconds: float, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._limit = limit
+        self._ttl_seconds = ttl_seconds
+        self._now = now
+        self._running: dict[str, Receipt] = {}
+        self._ended: OrderedDict[str, Receipt] = OrderedDict()  # the first to be forgotten comes first
+        self._images = 0  # of those that have ended
+        self._awaited: dict[str, set[asyncio.Future[None]]] = {}
+
+    def __len__(self) -> int:
+        """Return how many are held."""
+        self._forget()
+        return len(self._running) + len(self._ended)
+
+    def new(self, archive_id: str) -> Receipt:
+        """Return a receipt that nobody can find before it is filed."""
+        return Receipt(archive_id, self._now, self._has_ended)
+
+    def file(self, receipt: Receipt) -> None:
+        """Make a receipt known by its archive's id.
+
+        Raises:
+            ArchiveIdInUse: another one has it.
+        """
+        self._forget()
+        if receipt.archive_id in self._running or receipt.archive_id in self._ended:
+            raise ArchiveIdInUse("This archive id is taken; choose a new UUID for each download.")
+        self._running[receipt.archive_id] = receipt
+        for waiting in self._awaited.pop(receipt.archive_id, ()):
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def find(self, archive_id: str) -> Receipt:
+        """Return a receipt.
+
+        Raises:
+            ArchiveNotFound: there is none, or not any more.
+        """
+        self._forget()
+        receipt = self._running.get(archive_id) or self._ended.get(archive_id)
+        if receipt is None:
+            raise ArchiveNotFound("This process knows no such archive, or has forgotten it.")
+        return receipt
+
+    async def await_filed(self, archive_id: str, seconds: float) -> Receipt:
+        """Return a receipt that may be filed within so many seconds.
+
+        Raises:
+            ArchiveNotFound: it was not.
+        """
+        if archive_id not in self._running and archive_id not in self._ended:
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._awaited.setdefault(archive_id, set()).add(waiting)
+            try:
+                await asyncio.wait([waiting], timeout=seconds)
+            finally:
+                others = self._awaited.get(archive_id, set())
+                others.discard(waiting)
+                if not others:
+                    self._awaited.pop(archive_id, None)
+        return self.find(archive_id)
+
+    def _has_ended(self, archive_id: str) -> None:
+        receipt = self._running.pop(archive_id, None)
+        if receipt is not None:  # one that was never filed is nobody's
+            self._ended[archive_id] = receipt
+            self._images += receipt.image_count
+
+    def _forget(self) -> None:
+        """Drop what is too old or too much; archives that run are never dropped."""
+        now = self._now()
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            age_seconds = (now - oldest.ended_at).total_seconds() if oldest.ended_at is not None else 0.0
+            if age_seconds <= self._ttl_seconds and len(self._ended) <= self._limit and self._images <= IMAGES_KEPT:
+                return
+            self._ended.popitem(last=False)
+            self._images -= oldest.image_count
+
+
+def _text(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="milliseconds") if moment is not None else None

@@ -1,0 +1,135 @@
+"""Receipts: what is remembered of each archive, for how long, and what a watcher is told."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import ArchiveIdInUse, ArchiveNotFound
+from service.model import ArchiveOutcome, Entry, Failure, Image, Outcome, Readiness, Reason
+from service.receipts import CHANGES_KEPT, IMAGES_KEPT, Receipt, Receipts
+
+IMAGES = [Image(f"id-{n}", f"{n}.jpg", Readiness.READY) for n in range(3)]
+
+
+class Clock:
+    """The time of day, moved by hand."""
+
+    def __init__(self) -> None:
+        self.moment = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        """Return it."""
+        return self.moment
+
+
+def filed(receipts: Receipts, archive_id: str, images: Sequence[Image] = ()) -> Receipt:
+    """Return the receipt of a new archive."""
+    receipt = receipts.new(archive_id)
+    receipts.file(receipt)
+    receipt.planned(order_id="o", order_name="n", parameters={}, images=list(enumerate(images)), bytes_out=lambda: 7)
+    return receipt
+
+
+def outcome(position: int, *, good: bool) -> Outcome:
+    """Return what became of an image."""
+    if good:
+        return Outcome(position, IMAGES[position % 3], 1, entry=Entry(f"{position}.jpg", 5, 0xAB))
+    return Outcome(position, IMAGES[position % 3], 3, failure=Failure(Reason.TIMEOUT, "too slow"))
+
+
+def test_a_receipt_tells_each_image() -> None:
+    """States, counts and facts follow what happens."""
+    receipts = Receipts(limit=10, ttl_seconds=60)
+    receipt = filed(receipts, "a", IMAGES)
+    receipt.streaming()
+    receipt.concluded(outcome(0, good=True), spent=True)
+    receipt.concluded(outcome(1, good=False), spent=False)
+    receipt.writing(2)
+    found = receipts.find("a").snapshot()
+    assert [one["state"] for one in found["images"]] == ["downloaded", "failed", "writing"]
+    assert (found["state"], found["total"], found["downloaded"], found["failed"]) == ("streaming", 3, 1, 1)
+    assert (found["bytes"], found["credits_spent"], found["ended_at"]) == (7, 1, None)
+    assert (found["images"][0]["entry"], found["images"][0]["crc32"]) == ("0.jpg", "000000ab")
+    assert (found["images"][1]["reason"], found["images"][1]["attempts"]) == ("timeout", 3)
+    receipt.end(ArchiveOutcome.CLIENT_GONE, "client-left")
+    found = receipts.find("a").snapshot()
+    assert (found["state"], found["why"], found["images"][2]["state"]) == ("client_gone", "client-left", "waiting")
+    assert found["ended_at"] is not None
+
+
+def test_an_id_is_taken_as_long_as_it_is_remembered() -> None:
+    """Neither a running nor a remembered archive gives its id away."""
+    clock = Clock()
+    receipts = Receipts(limit=10, ttl_seconds=60, now=clock)
+    receipt = filed(receipts, "a")
+    for _ in range(2):
+        with pytest.raises(ArchiveIdInUse):
+            receipts.file(receipts.new("a"))
+        receipt.end(ArchiveOutcome.COMPLETE, None)
+    clock.moment += timedelta(seconds=61)
+    receipts.file(receipts.new("a"))
+
+
+def test_the_oldest_are_forgotten() -> None:
+    """Number, age and images bound what is kept; archives that run are never forgotten."""
+    clock = Clock()
+    receipts = Receipts(limit=2, ttl_seconds=60, now=clock)
+    running = filed(receipts, "running")
+    for name in ("a", "b", "c"):
+        filed(receipts, name).end(ArchiveOutcome.COMPLETE, None)
+    assert len(receipts) == 3
+    with pytest.raises(ArchiveNotFound):
+        receipts.find("a")
+    clock.moment += timedelta(seconds=61)
+    assert len(receipts) == 1
+    assert receipts.find("running") is running
+
+
+def test_images_are_bounded_in_all() -> None:
+    """Few large orders are as much as many small ones."""
+    receipts = Receipts(limit=1000, ttl_seconds=60)
+    for name in ("a", "b", "c"):
+        filed(receipts, name, [IMAGES[0]] * (IMAGES_KEPT // 2)).end(ArchiveOutcome.COMPLETE, None)
+    assert len(receipts) == 2
+
+
+@given(st.lists(st.booleans(), max_size=2 * CHANGES_KEPT), st.integers(0, 2 * CHANGES_KEPT))
+def test_a_watcher_that_comes_back_misses_nothing(goods: list[bool], behind: int) -> None:
+    """Changes since a version, applied to what was so then, are what is so now; or the watcher must begin anew."""
+    receipt = filed(Receipts(limit=1, ttl_seconds=1), "a", [IMAGES[0]] * (2 * CHANGES_KEPT))
+    behind = min(behind, len(goods))
+    for position, good in enumerate(goods[: len(goods) - behind]):
+        receipt.concluded(outcome(position, good=good), spent=False)
+    version, then = receipt.version, receipt.snapshot()
+    for position, good in enumerate(goods[len(goods) - behind :], start=len(goods) - behind):
+        receipt.concluded(outcome(position, good=good), spent=False)
+    changes = receipt.since(version)
+    if changes is None:
+        assert behind > CHANGES_KEPT
+        return
+    for change in changes:
+        then["images"][change.data["position"]] |= {
+            name: value for name, value in change.data.items() if name in then["images"][0]
+        }
+        then |= {name: change.data[name] for name in ("downloaded", "failed", "bytes", "total", "credits_spent")}
+    assert then == receipt.snapshot()
+
+
+async def test_a_watcher_waits_for_what_is_not_there_yet() -> None:
+    """Who watches before the archive begins gets it as soon as it is there, and then what is new."""
+    receipts = Receipts(limit=1, ttl_seconds=60)
+    with pytest.raises(ArchiveNotFound):
+        await receipts.await_filed("a", 0)
+    early = asyncio.create_task(receipts.await_filed("a", 60))
+    await asyncio.sleep(0)
+    receipt = filed(receipts, "a", IMAGES)
+    assert await early is receipt
+    watching = asyncio.create_task(receipt.changed(receipt.version))
+    await asyncio.sleep(0)
+    assert not watching.done()
+    receipt.streaming()
+    await watching

@@ -1,0 +1,91 @@
+"""Credits: bought only when asked for, never above the caller's bound, never twice, and not for who has gone."""
+
+import asyncio
+import json
+
+import aiohttp
+import pytest
+
+from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
+from tests.archives import add_order, download, images_url
+from tests.conftest import StartService
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "credits_spent"),
+    [
+        pytest.param("?preview=false&max_credits=2", 402, 0, id="one too few"),
+        pytest.param("?preview=false&max_credits=0", 402, 0, id="none"),
+        pytest.param("?preview=false&max_credits=3", 200, 3, id="just enough"),
+        pytest.param("?preview=false", 200, 3, id="no bound"),
+        pytest.param("?max_credits=0", 200, 0, id="previews are free"),
+        pytest.param("?preview=false&dev_mode=true&max_credits=0", 200, 0, id="dev mode is free"),
+    ],
+)
+async def test_max_credits(
+    query: str, status: int, credits_spent: int, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """A download that would cost more is refused before anything is bought."""
+    order = add_order(sandbox, [100, 200, 300])
+    async with client.get(images_url(service, order.order_id, query)) as response:
+        body = await response.read()
+    assert (response.status, sandbox.credits_spent) == (status, credits_spent)
+    if status == 402:
+        problem = json.loads(body)
+        assert (problem["type"], problem["credits"]) == ("/problems/credits-exceeded", 3)
+
+
+async def test_what_is_paid_costs_nothing_more(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """The bound counts what must still be bought; the manifest of a second download says that nothing was."""
+    order = add_order(sandbox, [100, 200, 300])
+    query = "?preview=false&max_credits="
+    first = f"{query}1&only={order.images[0].image_id}"
+    await download(client, images_url(service, order.order_id, first))
+    assert len(await download(client, images_url(service, order.order_id, f"{query}2"))) == 3
+    await download(client, images_url(service, order.order_id, f"{query}0"))
+    assert sandbox.ledger == {image.image_id: 1 for image in order.images}
+
+
+async def test_nothing_else_buys(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """HEAD, a look at the order, health, metrics and statistics touch no paid image."""
+    order = add_order(sandbox, [100])
+    async with client.head(images_url(service, order.order_id, "?preview=false")) as response:
+        assert response.status == 200
+    for path in (f"/orders/{order.order_id}?preview=false", "/health/ready", "/metrics", "/api/stats"):
+        async with client.get(service + path) as response:
+            assert response.status == 200
+    assert sandbox.credits_spent == 0
+
+
+@pytest.mark.parametrize("kind", [Kind.RESET, Kind.CLOSE_EARLY, Kind.CHANGED, Kind.NO_RANGES])
+async def test_an_image_is_bought_once(
+    kind: Kind, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """Retries, resumes and replays of an image count as one purchase, in the ledger and in the receipt."""
+    order = add_order(sandbox, [50_000, 60_000])
+    for image in order.images:
+        sandbox.faults.script(image.image_id, [Fault(Kind.RESET), Fault(kind)])
+    async with client.get(images_url(service, order.order_id, "?preview=false")) as response:
+        await response.read()
+        archive_id = response.headers["X-Archive-Id"]
+    assert sandbox.ledger == {image.image_id: 1 for image in order.images}
+    async with client.get(f"{service}/archives/{archive_id}") as response:
+        assert (await response.json())["credits_spent"] == 2
+
+
+async def test_nothing_is_bought_for_who_has_gone(sandbox: Sandbox, start_service: StartService) -> None:
+    """When the client leaves, what is in flight is all that was bought."""
+    service = await start_service(images_in_flight=2)
+    order = add_order(sandbox, [200_000] * 12)
+    gates = [sandbox.faults.pause(image.image_id, after_bytes=1000) for image in order.images[:2]]
+    async with aiohttp.ClientSession() as leaving:
+        asking = asyncio.create_task(leaving.get(images_url(service, order.order_id, "?preview=false")))
+        await sandbox.wait_until(lambda: len([one for one in sandbox.requests if one.origin == "storage"]) == 2)
+        asking.cancel()
+        await asyncio.wait([asking])
+    for gate in gates:
+        gate.release()
+    await sandbox.wait_until(lambda: sandbox.active_requests == 0)
+    async with aiohttp.ClientSession() as another:
+        await download(another, images_url(service, DEMO_ORDER_ID))
+    assert sandbox.credits_spent == 2

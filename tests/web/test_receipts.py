@@ -1,0 +1,189 @@
+"""Receipts and live events over real sockets: the same truth as the archive's own manifest."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+
+from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
+from tests.archives import add_order, download, images_url
+from tests.conftest import StartService
+
+FACTS = ("position", "image_id", "name", "attempts", "entry", "size", "crc32", "sha256", "reason", "detail")
+
+
+async def receipt_of(client: aiohttp.ClientSession, service: str, archive_id: str) -> dict[str, Any]:
+    """Return the receipt of an archive."""
+    async with client.get(f"{service}/archives/{archive_id}") as response:
+        assert response.status == 200, await response.text()
+        found: dict[str, Any] = await response.json()
+        return found
+
+
+async def events_of(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, int | None, dict[str, Any]]]:
+    """Yield the kind, id and data of each event."""
+    fields: dict[str, str] = {}
+    async for line in response.content:
+        name, _, value = line.decode().rstrip("\n").partition(": ")
+        if name:
+            fields[name] = value
+        elif "event" in fields:
+            yield fields["event"], int(fields["id"]) if "id" in fields else None, json.loads(fields["data"])
+            fields = {}
+
+
+@pytest.mark.parametrize("order_id", [DEMO_ORDER_ID, PARTIAL_ORDER_ID])
+async def test_a_receipt_is_the_manifest(order_id: str, service: str, client: aiohttp.ClientSession) -> None:
+    """Names, sizes, checksums, reasons and attempts of a receipt are exactly those of the archive's manifest."""
+    archive_id = str(uuid.uuid4())
+    url = images_url(service, order_id, f"?manifest=always&archive_id={archive_id.upper()}")
+    async with client.get(url) as response:
+        assert response.headers["X-Archive-Id"] == archive_id
+        size = len(await response.read())
+    files = await download(client, images_url(service, order_id, "?manifest=always"))
+    manifest = json.loads(files["_manifest.json"])
+    receipt = await receipt_of(client, service, archive_id)
+    assert [{name: one[name] for name in FACTS} for one in receipt["images"]] == [
+        {name: one[name] for name in FACTS} for one in manifest["images"]
+    ]
+    assert receipt["state"] == ("complete" if order_id == DEMO_ORDER_ID else "partial")
+    assert receipt["bytes"] == size
+    assert receipt["parameters"] == {"manifest": "always"}
+    assert (receipt["order_id"], receipt["problem"]) == (order_id, None)
+
+
+async def test_what_ends_badly_is_remembered_too(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """An archive that had nothing, one that was refused and one that was broken off have receipts that say so."""
+    service = await start_service(image_attempts=1)
+    none, rejected, aborted = (str(uuid.uuid4()) for _ in range(3))
+    lost = sandbox.add_order([SandboxImage("a.jpg", status="error")])
+    async with client.get(images_url(service, lost.order_id, f"?archive_id={none}")) as response:
+        assert response.status == 422
+    async with client.get(images_url(service, DEMO_ORDER_ID, f"?archive_id={rejected}&quality=x")) as response:
+        assert response.status == 400
+    order = add_order(sandbox, [100_000, 1000])
+    gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=70_000)
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.RESET))
+    url = images_url(service, order.order_id, f"?archive_id={aborted}&on_error=abort")
+    asking = asyncio.create_task(client.get(url))
+    await sandbox.wait_until(lambda: sum(sandbox.faults.injected.values()) == 2)
+    response = await asking
+    gate.release()
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await response.read()
+    found = [await receipt_of(client, service, one) for one in (none, rejected, aborted)]
+    assert [one["state"] for one in found] == ["rejected", "rejected", "aborted"]
+    assert found[0]["problem"]["type"] == "/problems/nothing-to-deliver"
+    assert found[0]["problem"]["failures"][0]["reason"] == "processing_failed"
+    assert found[1]["problem"]["parameter"] == "quality"
+    assert found[2]["why"] == "image-missing"
+
+
+async def test_ids_are_the_callers_once(service: str, client: aiohttp.ClientSession) -> None:
+    """A chosen id that is taken is a 409, one that is none a 400, and an unknown receipt a 404."""
+    archive_id = str(uuid.uuid4())
+    url = images_url(service, DEMO_ORDER_ID, f"?archive_id={archive_id}")
+    await download(client, url)
+    for path, status, slug in (
+        (url, 409, "archive-id-in-use"),
+        (images_url(service, DEMO_ORDER_ID, "?archive_id=mine"), 400, "invalid-parameter"),
+        (f"{service}/archives/mine", 400, "invalid-archive-id"),
+        (f"{service}/archives/{uuid.uuid4()}", 404, "archive-not-found"),
+    ):
+        async with client.get(path) as response:
+            assert (response.status, (await response.json())["type"]) == (status, f"/problems/{slug}")
+
+
+async def test_events_from_before_the_beginning_to_the_end(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """Who watches before the download begins sees all of it; what it was told adds up to the receipt."""
+    order = add_order(sandbox, [100_000, 2000, 300])
+    gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=50_000)
+    archive_id = str(uuid.uuid4())
+
+    async def watch() -> list[tuple[str, int | None, dict[str, Any]]]:
+        async with client.get(f"{service}/archives/{archive_id}/events") as response:
+            assert response.content_type == "text/event-stream"
+            assert response.headers["X-Accel-Buffering"] == "no"
+            seen = []
+            async for one in events_of(response):
+                seen.append(one)
+                if one[0] in {"snapshot", "image"} and one[2].get("state") in {"writing", "streaming"}:
+                    gate.release()
+            return seen
+
+    watching = asyncio.create_task(watch())
+    asking = asyncio.create_task(client.get(images_url(service, order.order_id, f"?archive_id={archive_id}")))
+    async with await asking as response:
+        await response.read()
+    seen = await watching
+    kinds = [kind for kind, _, _ in seen]
+    assert (kinds[0], kinds[-1], kinds.count("end")) == ("snapshot", "end", 1)
+    versions = [version for _, version, _ in seen if version is not None]
+    assert versions == sorted(versions)
+    state = seen[0][2]
+    for kind, _, data in seen[1:]:
+        if kind == "image":
+            image = state["images"][data["position"]]
+            image |= {name: value for name, value in data.items() if name in image}
+            state |= {name: value for name, value in data.items() if name in {"downloaded", "failed", "bytes"}}
+        else:
+            state |= data
+    assert state == await receipt_of(client, service, archive_id)
+
+
+async def test_a_watcher_that_comes_back_is_told_what_it_missed(service: str, client: aiohttp.ClientSession) -> None:
+    """Last-Event-ID brings just the changes since; an id that is not ours brings everything."""
+    archive_id = str(uuid.uuid4())
+    await download(client, images_url(service, DEMO_ORDER_ID, f"?archive_id={archive_id}"))
+
+    async def kinds(last: str | None) -> list[str]:
+        headers = {"Last-Event-ID": last} if last is not None else {}
+        async with client.get(f"{service}/archives/{archive_id}/events", headers=headers) as response:
+            return [kind async for kind, _, _ in events_of(response)]
+
+    assert await kinds(None) == ["snapshot", "end"]
+    changes = await kinds("1")
+    assert changes.count("image") == 28, "each image was begun and ended"
+    assert (changes[0], changes[-1]) == ("archive", "end")
+    for nonsense in ("x", "-1", "99999", "0"):
+        assert await kinds(nonsense) == ["snapshot", "end"]
+
+
+async def test_a_watcher_that_reads_nothing_holds_nobody_up(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """The archive of a thousand images goes on whether its watchers read or not."""
+    order = add_order(sandbox, [100] * 1000)
+    archive_id = str(uuid.uuid4())
+    async with aiohttp.ClientSession(read_bufsize=1024) as lazy:
+        watching = asyncio.create_task(lazy.get(f"{service}/archives/{archive_id}/events"))
+        files = await download(client, images_url(service, order.order_id, f"?archive_id={archive_id}"))
+        response = await watching
+        response.close()
+    assert len(files) == 1000
+
+
+async def test_receipts_need_the_same_key(start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """Who may not download may not watch."""
+    service = await start_service(service_api_keys=(SecretStr("a-key-for-callers"),))
+    for path in (f"/archives/{uuid.uuid4()}", f"/archives/{uuid.uuid4()}/events"):
+        async with client.get(service + path) as response:
+            assert response.status == 401
+
+
+async def test_receipts_are_counted(service: str, client: aiohttp.ClientSession) -> None:
+    """The metrics tell how many are held."""
+    await download(client, images_url(service, DEMO_ORDER_ID))
+    async with client.get(f"{service}/metrics") as response:
+        text = await response.text()
+    assert "batch_receipts 1.0" in text
+    assert "batch_event_streams 0.0" in text
