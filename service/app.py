@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from aiohttp import ClientSession, web
 from yarl import URL
 
+from service.errors import NotConfigured
 from service.logs import Redactor
 from service.metrics import Metrics, watch_loop_lag
+from service.model import Order
 from service.pipeline import StreamLimits
 from service.readahead import Budget, ConnectionShare
 from service.receipts import Receipts
@@ -24,6 +26,7 @@ from service.upstream.addresses import TargetRules
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
 from service.upstream.download import DownloadPolicy
+from service.upstream.live import LiveOrders, Look
 from service.upstream.politeness import Politeness
 from service.upstream.sentry_api import SentryApi
 from service.upstream.transport import Transport, open_session
@@ -42,6 +45,7 @@ from service.web.sentry_issues import sentry_issues
 from service.web.services import SERVICES, Services
 from service.web.sessions import end_session, get_session, start_session
 from service.web.stats import stats
+from service.web.webhooks import take_webhook
 
 # A request has no body worth mentioning; what has one is answered before it is read.
 MAX_REQUEST_BODY_BYTES = 64 * 1024
@@ -78,6 +82,8 @@ def create_app(settings: Settings, *, sandbox: bool = False) -> web.Application:
     app.router.add_get("/orders/{order_id:[^/]+}/images", get_order_archive)
     app.router.add_get("/orders/{order_id:[^/]+}", get_order)
     app.router.add_post("/orders/{order_id:[^/]+}/links", create_link)
+    app.router.add_post("/orders/{order_id:[^/]+}/images", get_order_archive)
+    app.router.add_post("/webhooks/autoenhance", take_webhook)
     app.router.add_get("/archives/{archive_id:[^/]+}", get_receipt)
     app.router.add_get("/archives/{archive_id:[^/]+}/events", get_events)
     app.router.add_post("/api/create-order", create_order)
@@ -189,6 +195,9 @@ def _services(
         admission=Admission(settings.max_archives),
         event_admission=event_admission,
         receipts=receipts,
+        live_orders=LiveOrders(_looking(upstream)),
+        wait_max_seconds=settings.wait_max_seconds,
+        webhook_secret=settings.webhook_secret.get_secret_value() if settings.webhook_secret else None,
         upload_admission=Admission(settings.max_uploads, "uploads are being taken"),
         uploads=uploads,
         max_upload_files=settings.max_upload_files,
@@ -227,6 +236,15 @@ def _version() -> str:
         return version("autoenhance-batch")
     except PackageNotFoundError:  # run from a folder of sources
         return "unknown"
+
+
+def _looking(upstream: UpstreamClient | None) -> Look:
+    async def look(order_id: str, seconds: float) -> Order:
+        if upstream is None:
+            raise NotConfigured("There is no API key.")
+        return await upstream.find_order(order_id, deadline=asyncio.get_running_loop().time() + seconds)
+
+    return look
 
 
 def _upstream_clients(

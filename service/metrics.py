@@ -64,7 +64,7 @@ class Metrics:
         self.archives_limit = self._gauge("batch_archives_limit", "The most archives that are streamed at a time.")
         self.archive_first_byte = self._histogram(
             "batch_archive_first_byte_seconds",
-            "From a request's arrival to the first byte of its archive handed to the client.",
+            "From a request's arrival to the first byte of its archive handed to the client, without wait=.",
             FIRST_BYTE_BUCKETS,
         )
         self.archive_duration = self._histogram(

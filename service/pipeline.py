@@ -28,7 +28,7 @@ from service.archive.plan import ArchivePlan, ManifestMode, OnError, PlannedImag
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, manifest_json, report_text
 from service.archive.writer import ArchiveWriter, EntrySizeMismatch
 from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, ImageMissing, NothingToDeliver
-from service.model import UPSTREAM_REASONS, Entry, Failure, Image, ImageOptions, Opened, Outcome, Reason
+from service.model import UPSTREAM_REASONS, DownloadEvent, Entry, Failure, Image, ImageOptions, Opened, Outcome, Reason
 from service.readahead import Budget, ConnectionShare, Download, ReadAhead, Slot
 
 log = structlog.get_logger(__name__)
@@ -51,6 +51,24 @@ class StreamLimits:
     images_in_flight: int
     read_ahead_bytes: int
     give_up_after: int
+
+
+class _NoDownload:
+    """Stands for an image that is known not to come, so that it is reported like one that failed."""
+
+    attempts = 0
+
+    def __init__(self, failure: Failure) -> None:
+        self._failure = failure
+
+    async def events(self) -> AsyncGenerator[DownloadEvent, None]:
+        """Fail at once.
+
+        Raises:
+            ImageFailed
+        """
+        raise ImageFailed(self._failure)
+        yield  # what makes it a generator
 
 
 class ArchiveStream:
@@ -79,9 +97,13 @@ class ArchiveStream:
         self._count = count
         self._writing = writing
         self._writer = ArchiveWriter(plan.options.layout)
+        self._source = source
+        self._known_failures: dict[int, Failure] = {}
+        self._total = plan.total
+        self._given_up: str | None = None
         self._ahead = ReadAhead(
             plan.wanted,
-            lambda item: source.open_image(item.image, plan.options.image),
+            self._open,
             in_flight=limits.images_in_flight,
             connections=connections,
             budgets=(Budget(limits.read_ahead_bytes), total_budget),
@@ -107,6 +129,30 @@ class ArchiveStream:
         """End every download."""
         self._wait_ends()  # where a wait was broken off
         await self._ahead.__aexit__(kind, error, trace)
+
+    def expect_more(self) -> None:
+        """Wait for the images that the plan awaits, and for others, until ``no_more``."""
+        self._ahead.expect_more()
+
+    def add(
+        self, ready: Sequence[PlannedImage], failed: Sequence[tuple[PlannedImage, Failure]], *, appeared: int = 0
+    ) -> None:
+        """Take images that have become ready, and others that never will; ``appeared`` of them are not in the plan."""
+        self._total += appeared
+        self._known_failures |= {item.position: failure for item, failure in failed}
+        self._ahead.add([*ready, *(item for item, _ in failed)])
+
+    def no_more(self) -> None:
+        """Every image has been added."""
+        self._ahead.no_more()
+
+    def _open(self, item: PlannedImage) -> Download:
+        failure = self._known_failures.get(item.position)
+        if failure is None and self._given_up is not None:
+            failure = Failure(Reason.UPSTREAM_UNAVAILABLE, self._given_up)
+        if failure is not None:
+            return _NoDownload(failure)
+        return self._source.open_image(item.image, self._plan.options.image)
 
     @property
     def downloaded(self) -> int:
@@ -255,8 +301,9 @@ class ArchiveStream:
         rest = self._ahead.give_up()
         log.warning("archive.gave_up", failures_in_row=self._failures_in_row, images_not_tried=len(rest))
         detail = f"not tried any more after {self._failures_in_row} failures of the upstream in a row"
+        self._given_up = detail  # for those that are added later
         for item in rest:
-            failure = Failure(Reason.UPSTREAM_UNAVAILABLE, detail)
+            failure = self._known_failures.get(item.position) or Failure(Reason.UPSTREAM_UNAVAILABLE, detail)
             self._record(Outcome(item.position, item.image, attempts=0, failure=failure))
 
     def _ending(self) -> Iterator[bytes]:
@@ -265,8 +312,8 @@ class ArchiveStream:
         Raises:
             ArchiveBroken: an image is neither in the archive nor reported, which must never be.
         """
-        if len(self.outcomes) != self._plan.total:
-            raise ArchiveBroken(f"only {len(self.outcomes)} of {self._plan.total} images are accounted for")
+        if len(self.outcomes) != self._total:
+            raise ArchiveBroken(f"only {len(self.outcomes)} of {self._total} images are accounted for")
         if self.failed or self._plan.options.manifest is ManifestMode.ALWAYS:
             context = self._describe(self.outcomes)
             yield self._writer.add(REPORT_NAME, report_text(context, self.outcomes).encode())

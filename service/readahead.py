@@ -293,6 +293,7 @@ class ReadAhead(Generic[ItemT]):
         self._head: Slot[ItemT] | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._more_may_come = False
 
     async def __aenter__(self) -> Self:
         """Start the first downloads."""
@@ -328,10 +329,24 @@ class ReadAhead(Generic[ItemT]):
                     self._head = slot
                     return slot
             # The last one running may be a stopped head that has not let go yet: the next starts when it has.
-            if not self._slots and not self._items:
+            if not self._slots and not self._items and not self._more_may_come:
                 return None
             self._changed.clear()
             await self._changed.wait()
+
+    def expect_more(self) -> None:
+        """Keep ``next`` waiting for items that are added later, until ``no_more``."""
+        self._more_may_come = True
+
+    def add(self, items: Iterable[ItemT]) -> None:
+        """Take further items, to be started behind those that wait."""
+        self._items.extend(items)
+        self._fill()
+
+    def no_more(self) -> None:
+        """Nothing will be added any more."""
+        self._more_may_come = False
+        self._changed.set()
 
     def give_up(self) -> list[ItemT]:
         """Start nothing more; return the items whose downloads have not been started."""

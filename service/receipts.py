@@ -79,6 +79,12 @@ class Receipt:
         self._bytes = bytes_out
         self._changed("archive", self.summary())
 
+    def appeared(self, images: Sequence[tuple[int, Image]]) -> None:
+        """Note images that the order did not list before."""
+        self._images.update(images)
+        for position, _ in images:
+            self._changed("image", {**self._image(position), **self._counts()})
+
     def streaming(self) -> None:
         """Note that the first byte is about to go to the client."""
         self._state = STREAMING

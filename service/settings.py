@@ -136,6 +136,10 @@ class Settings(BaseSettings):
         4, ge=1, description="Uploads at a time; each has one photo on disk. Further ones get a 503."
     )
 
+    wait_max_seconds: int = Field(600, ge=0, description="Longest wait= that a caller may ask for.")
+    webhook_secret: SecretStr | None = Field(
+        None, description="What the API sends as Authentication to /webhooks/autoenhance. Without it that is off."
+    )
     receipts_max: int = Field(1000, ge=1, description="Ended archives whose receipts are remembered.")
     receipt_ttl_seconds: float = Field(3600, gt=0, description="How long they are remembered.")
 
@@ -204,7 +208,7 @@ class Settings(BaseSettings):
             raise ValueError("must not be PORT, which serves the same")
         return value
 
-    @field_validator("autoenhance_api_key", "admin_token", "sentry_dsn", "sentry_auth_token")
+    @field_validator("autoenhance_api_key", "admin_token", "sentry_dsn", "sentry_auth_token", "webhook_secret")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value():

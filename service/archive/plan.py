@@ -33,6 +33,8 @@ MIN_QUALITY, MAX_QUALITY = 1, 90
 MAX_WIDTH_PIXELS = 65_535
 # No order is larger.
 MAX_CREDITS = 1_000_000
+# Longer is never meant; WAIT_MAX_SECONDS bounds it further.
+MAX_WAIT_SECONDS = 86_400
 # How long a client should wait before it asks again for an order that is still being merged or processed.
 NOT_READY_RETRY_SECONDS = 10
 
@@ -65,6 +67,7 @@ class ArchiveOptions:
     layout: Layout = Layout.STREAMABLE
     max_credits: int | None = None
     archive_id: str | None = None
+    wait: int = 0  # seconds; named as the parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +81,21 @@ class PlannedImage:
 
 @dataclass(frozen=True, slots=True)
 class ArchivePlan:
-    """What one archive will hold: images to ask for, and the outcomes of those that are known not to be there."""
+    """What one archive will hold: images to ask for, and the outcomes of those that are known not to be there.
+
+    ``awaited`` are images that are not ready, and may become so while the caller waits.
+    """
 
     order: Order
     options: ArchiveOptions
     wanted: Sequence[PlannedImage]
     unavailable: Sequence[Outcome]
+    awaited: Sequence[PlannedImage] = ()
 
     @property
     def total(self) -> int:
         """Number of images the caller asked for."""
-        return len(self.wanted) + len(self.unavailable)
+        return len(self.wanted) + len(self.unavailable) + len(self.awaited)
 
 
 def check_order_id(text: str) -> str:
@@ -154,13 +161,15 @@ def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> A
             max_images=max_images,
         )
     wanted = [item for item in selected if item.image.readiness is Readiness.READY]
-    missing = [unavailable(item) for item in selected if item.image.readiness is not Readiness.READY]
-    if not wanted:
+    may_come = {Readiness.READY, Readiness.NOT_READY} if options.wait else {Readiness.READY}
+    awaited = [item for item in selected if item.image.readiness in may_come - {Readiness.READY}]
+    missing = [unavailable(item) for item in selected if item.image.readiness not in may_come]
+    if not wanted and not awaited:
         raise NothingToDeliver("No image of the order is ready.", missing)
     if missing and options.on_error is OnError.ABORT:
         raise NothingToDeliver("Not every image is ready, and on_error=abort asks for all or nothing.", missing)
-    _check_credits(wanted, options)
-    return ArchivePlan(order, options, wanted, missing)
+    _check_credits([*wanted, *awaited], options)
+    return ArchivePlan(order, options, wanted, missing, awaited)
 
 
 def _check_credits(wanted: Sequence[PlannedImage], options: ArchiveOptions) -> None:
@@ -272,8 +281,9 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "layout": _one_of(tuple(Layout), Layout),
     "max_credits": _integer(0, MAX_CREDITS),
     "archive_id": _uuid,
+    "wait": _integer(0, MAX_WAIT_SECONDS),
 }
 # Those that are not about the single image.
-_ARCHIVE_PARAMETERS = {"on_error", "manifest", "layout", "max_credits", "archive_id"}
+_ARCHIVE_PARAMETERS = {"on_error", "manifest", "layout", "max_credits", "archive_id", "wait"}
 # Every query parameter of an archive, by name.
 PARAMETERS = (*_PARSERS, "only")

@@ -27,6 +27,8 @@ travel as ``__cause__`` and reach the log only.
     │   ├── LinkInvalid               403
     │   ├── LinkExpired               403
     │   ├── TooManyFailures           429
+    │   ├── WebhookRefused            401
+    │   ├── WebhookDisabled           403
     │   ├── UploadStalled             408
     │   ├── UnsupportedMediaType      415
     │   ├── NothingUploaded           422
@@ -97,6 +99,8 @@ from service.errors.caller import (
     UnknownParameter,
     UnsupportedMediaType,
     UploadStalled,
+    WebhookDisabled,
+    WebhookRefused,
 )
 from service.errors.inner import (
     ArchiveBroken,
@@ -183,6 +187,8 @@ __all__ = [
     "UpstreamRefusedKey",
     "UpstreamTimeout",
     "UpstreamUnreadable",
+    "WebhookDisabled",
+    "WebhookRefused",
     "concrete_errors",
     "failure_list",
     "problem",

@@ -129,6 +129,22 @@ class TooManyFailures(CallerError):
     title = "Too many wrong keys"
 
 
+class WebhookRefused(CallerError):
+    """A notice without the secret that the API was given."""
+
+    status = 401
+    slug = "webhook-refused"
+    title = "The notice does not have the secret"
+
+
+class WebhookDisabled(CallerError):
+    """The service has no secret by which to know the API's notices."""
+
+    status = 403
+    slug = "webhook-disabled"
+    title = "Notices are not taken"
+
+
 class RouteNotFound(CallerError):
     """There is no such path."""
 

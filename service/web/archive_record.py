@@ -48,7 +48,7 @@ class ArchiveRecord:
             order_id=plan.order.order_id,
             order_name=plan.order.name,
             parameters=parameters,
-            images=[*((item.position, item.image) for item in plan.wanted), *missing],
+            images=[*((item.position, item.image) for item in (*plan.wanted, *plan.awaited)), *missing],
             bytes_out=lambda: stream.bytes_out,
         )
 
@@ -57,7 +57,8 @@ class ArchiveRecord:
         self._response = response
         self.receipt.streaming()
         self._first_byte_seconds = self._seconds()
-        self._metrics.archive_first_byte.observe(self._first_byte_seconds)
+        if self._plan is not None and not self._plan.options.wait:  # who waits wants to be kept waiting
+            self._metrics.archive_first_byte.observe(self._first_byte_seconds)
 
     def count(self, outcome: Outcome) -> None:
         """Count one image, and what has been sent until now: a long archive shows while it runs."""
@@ -86,8 +87,7 @@ class ArchiveRecord:
     def _ending(self, error: BaseException | None) -> tuple[ArchiveOutcome, str | None]:
         """Return how it ended, and in a word why it is not complete."""
         if error is None:
-            reasons = sorted({one.failure.reason.value for one in self._outcomes() if one.failure is not None})
-            return (ArchiveOutcome.PARTIAL, ", ".join(reasons)) if reasons else (ArchiveOutcome.COMPLETE, None)
+            return self._good_ending()
         if isinstance(error, ClientStalled):
             return ArchiveOutcome.CLIENT_GONE, error.slug
         if isinstance(error, ConnectionResetError) or self._client_has_gone(error):
@@ -98,6 +98,12 @@ class ArchiveRecord:
         if self._response is not None:
             return ArchiveOutcome.ABORTED, why
         return ArchiveOutcome.REJECTED if self._stream is None else ArchiveOutcome.NONE, why
+
+    def _good_ending(self) -> tuple[ArchiveOutcome, str | None]:
+        if self._stream is None:
+            return ArchiveOutcome.REJECTED, "nothing-missing"
+        reasons = sorted({one.failure.reason.value for one in self._outcomes() if one.failure is not None})
+        return (ArchiveOutcome.PARTIAL, ", ".join(reasons)) if reasons else (ArchiveOutcome.COMPLETE, None)
 
     def _client_has_gone(self, error: BaseException) -> bool:
         """Tell a client that left from the end of the service: both cancel the handler."""

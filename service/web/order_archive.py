@@ -2,25 +2,28 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 import structlog
 from aiohttp import HttpVersion11, web
 from yarl import URL
 
+from service.archive.live import LivePlan, may_change
 from service.archive.naming import archive_filename, content_disposition
 from service.archive.plan import ArchivePlan, check_archive_id, check_order_id, parse_options, plan_archive
 from service.archive.report import ReportContext
-from service.errors import InvalidArchiveId
-from service.model import Outcome
+from service.errors import InvalidArchiveId, InvalidParameter
+from service.model import Order, Outcome
 from service.pipeline import ArchiveStream
 from service.upstream.client import UpstreamClient
+from service.upstream.live import Follower
 from service.web.access import LINK, NOT_SIGNED, require_full_quality, require_this_download
 from service.web.archive_record import ArchiveRecord
 from service.web.archive_response import ArchiveResponse
 from service.web.middleware import STREAMING
+from service.web.missing import only_what_is_missing
 from service.web.services import SERVICES, Services
 
 ORDER_ID_CHARACTERS = 36
@@ -53,18 +56,33 @@ async def _serve(request: web.Request, services: Services, record: ArchiveRecord
     order_id = check_order_id(order_id)
     options = parse_options((name, value) for name, value in request.query.items() if name != LINK)
     require_full_quality(role, options.image)
+    if options.wait > services.wait_max_seconds:
+        raise InvalidParameter("wait", f"'wait' must be at most {services.wait_max_seconds} here.")
     upstream = services.require_upstream()
     # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
     with services.admission.admit():
+        if request.method == "POST":
+            options = await only_what_is_missing(request, order_id, options, max_images=services.max_images)
+            if not options.only:
+                return web.Response(status=204)
         # From here the caller waits: look-up and first image together must not take longer than this.
-        deadline = asyncio.get_running_loop().time() + services.first_byte_seconds
+        asked = asyncio.get_running_loop().time()
+        wait_until, deadline = asked + options.wait, asked + services.first_byte_seconds
         # 3. What there is.
         order = await upstream.find_order(order_id, deadline=deadline)
-        plan = plan_archive(order, options, max_images=services.max_images)
-        # 4. The answer.
         if request.method == "HEAD":
+            plan = plan_archive(order, options, max_images=services.max_images)
             return web.Response(headers=_headers(plan, record.archive_id), content_type="application/zip")
-        return await _Download(request, services, upstream, plan, record).run(deadline)
+        # 4. The answer. Whoever waits for images that become ready has until then, and then for the first byte.
+        async with AsyncExitStack() as stack:
+            follower = None
+            if options.wait and may_change(order, options):
+                follower = await stack.enter_async_context(services.live_orders.follow(order))
+                order = await _with_images(order, follower, wait_until)
+                deadline = wait_until + services.first_byte_seconds
+            plan = plan_archive(order, options, max_images=services.max_images)
+            download = _Download(request, services, upstream, plan, record)
+            return await download.run(deadline, follower, wait_until)
 
 
 def _chosen_archive_id(request: web.Request) -> str | None:
@@ -73,6 +91,19 @@ def _chosen_archive_id(request: web.Request) -> str | None:
         return check_archive_id(request.query.get("archive_id", ""))
     except InvalidArchiveId:
         return None
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return not task.cancelled() and task.exception() is not None
+
+
+async def _with_images(order: Order, follower: Follower, wait_until: float) -> Order:
+    """Wait until a busy order lists images, or the wait is over: while brackets are merged it lists none."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(wait_until):
+            while not order.images and order.busy:
+                order = await follower.next()
+    return order
 
 
 class _Download:
@@ -91,6 +122,7 @@ class _Download:
         self._url = URL(services.public_url).join(request.rel_url) if services.public_url else request.url
         self._stall_seconds = services.client_stall_seconds
         self._receipts = services.receipts
+        self._max_images = services.max_images
         self._plan = plan
         self._record = record
         self._stream = ArchiveStream(
@@ -104,8 +136,42 @@ class _Download:
             writing=record.receipt.writing,
         )
 
-    async def run(self, first_byte_deadline: float) -> web.StreamResponse:
+    async def run(self, first_byte_deadline: float, follower: Follower | None, wait_until: float) -> web.StreamResponse:
         """Stream the archive. Whatever breaks it is raised, and breaks the connection further out."""
+        async with self._followed(follower, wait_until):
+            return await self._run(first_byte_deadline)
+
+    @asynccontextmanager
+    async def _followed(self, follower: Follower | None, wait_until: float) -> AsyncIterator[None]:
+        """Add what becomes ready, in a task of its own, while the context is open."""
+        if follower is None:
+            yield
+            return
+        self._stream.expect_more()
+        archive = asyncio.current_task()
+        following = asyncio.create_task(self._follow(follower, wait_until))
+        # A fault of ours in there must not leave the archive waiting for ever.
+        following.add_done_callback(lambda done: archive.cancel() if archive and _has_failed(done) else None)
+        try:
+            yield
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+            if _has_failed(following):
+                await following
+
+    async def _follow(self, follower: Follower, wait_until: float) -> None:
+        live = LivePlan(self._plan, max_images=self._max_images)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(wait_until):
+                while live.waiting:
+                    news = live.update(await follower.next())
+                    self._record.receipt.appeared([(item.position, item.image) for item in news.appeared])
+                    self._stream.add(news.ready, news.failed, appeared=len(news.appeared))
+        self._stream.add((), live.leftovers())
+        self._stream.no_more()
+
+    async def _run(self, first_byte_deadline: float) -> web.StreamResponse:
         self._record.opened(self._plan, self._stream, _parameters(self._request))
         if self._plan.options.archive_id is None:
             self._receipts.file(self._record.receipt)

@@ -12,6 +12,7 @@ from service.readahead import Budget, ConnectionShare
 from service.receipts import Receipts
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
+from service.upstream.live import LiveOrders
 from service.upstream.sentry_api import SentryApi
 from service.upstream.uploads import UploadClient
 from service.web.admission import Admission
@@ -39,6 +40,9 @@ class Services:
     upload_admission: Admission
     event_admission: Admission
     receipts: Receipts
+    live_orders: LiveOrders
+    wait_max_seconds: int
+    webhook_secret: str | None
     uploads: UploadClient | None
     max_upload_files: int
     max_upload_bytes: int

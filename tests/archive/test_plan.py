@@ -172,6 +172,7 @@ BAD_VALUES = {
     "layout": ["", "STORED", "deflate", "true", "streamable "],
     "max_credits": ["", "-1", "1000001", "1.0", "all", " 1"],
     "archive_id": ["", "mine", UUID + "0", "{" + UUID + "}", UUID.replace("-", "")],
+    "wait": ["", "-1", "86401", "1.5", "10s", " 1"],
     "only": ["", "a\nb", "a\0", "\u202e"],
 }
 
@@ -211,7 +212,14 @@ def test_unknown_parameter(name: str) -> None:
 def test_repeated_parameter(name: str) -> None:
     """A parameter given twice is refused, even with the same value: which one was meant?"""
     texts = {"format": "png", "quality": "5", "max_width": "5", "scale": "0.5"}
-    texts |= {"on_error": "abort", "manifest": "auto", "layout": "stored", "max_credits": "1", "archive_id": UUID}
+    texts |= {
+        "on_error": "abort",
+        "manifest": "auto",
+        "layout": "stored",
+        "max_credits": "1",
+        "archive_id": UUID,
+        "wait": "1",
+    }
     text = texts.get(name, "true")
     with pytest.raises(RepeatedParameter) as caught:
         parse_options([(name, text), (name, text)])

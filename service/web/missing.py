@@ -1,0 +1,62 @@
+"""Reads the body of ``POST /orders/{order_id}/images``: a manifest, or a list of image ids too long for a URL."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+
+from service.archive.plan import ArchiveOptions
+from service.errors import InvalidBody, UploadStalled
+
+# What a manifest says of one image, its names at their longest.
+MAX_BODY_BYTES_PER_IMAGE = 2 * 1024
+# For the whole body: whoever sends it slower holds a place among the archives.
+BODY_SECONDS = 30
+
+
+async def only_what_is_missing(
+    request: web.Request, order_id: str, options: ArchiveOptions, *, max_images: int
+) -> ArchiveOptions:
+    """Return the options with the images that the body asks for; none, if it is a manifest that lacks nothing.
+
+    Raises:
+        InvalidBody: it is neither ``{"only": [ids]}`` nor a manifest of this order, or ``only`` is in the URL too.
+        UploadStalled: it did not come in time.
+    """
+    if options.only:
+        raise InvalidBody("The images are named by the body here; leave 'only' out of the URL.")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await _read(request, max_images * MAX_BODY_BYTES_PER_IMAGE)
+    except TimeoutError as error:
+        raise UploadStalled(f"The body did not come within {BODY_SECONDS} s.") from error
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidBody("The body is not JSON.") from error
+    return replace(options, only=tuple(dict.fromkeys(_ids(asked, order_id))))
+
+
+async def _read(request: web.Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            raise InvalidBody(f"The body is larger than {max_bytes} bytes.")
+    return bytes(body)
+
+
+def _ids(asked: Any, order_id: str) -> Sequence[str]:
+    if not isinstance(asked, dict) or not ("only" in asked or "missing" in asked):
+        raise InvalidBody('The body must be a manifest (with "missing") or {"only": [image ids]}.')
+    if "missing" in asked and str(asked.get("order_id", order_id)).lower() != order_id.lower():
+        raise InvalidBody("The manifest is one of another order.")
+    ids = asked["only"] if "only" in asked else asked["missing"]
+    if not isinstance(ids, list) or not all(isinstance(one, str) and one for one in ids):
+        raise InvalidBody("The image ids must be a list of texts.")
+    if "only" in asked and not ids:
+        raise InvalidBody("The list 'only' is empty.")
+    return ids

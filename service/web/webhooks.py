@@ -1,0 +1,38 @@
+"""``POST /webhooks/autoenhance``: the API tells that an image is processed; archives that wait for it look at once.
+
+The secret comes in the header ``Authentication``, as the API sends it (docs.autoenhance.ai/webhooks).
+"""
+
+import hmac
+import json
+
+import structlog
+from aiohttp import web
+
+from service.errors import InvalidBody, WebhookDisabled, WebhookRefused
+from service.web.services import SERVICES
+
+# As far as it is logged; the API's own events are shorter.
+MAX_EVENT_CHARACTERS = 50
+
+log = structlog.get_logger(__name__)
+
+
+async def take_webhook(request: web.Request) -> web.Response:
+    """Take a notice. What it says is not believed, only taken as a reason to look."""
+    services = request.app[SERVICES]
+    if services.webhook_secret is None:
+        raise WebhookDisabled("The operator must set WEBHOOK_SECRET before notices are taken.")
+    given = request.headers.get("Authentication", "").encode("utf-8", "surrogateescape")
+    if not hmac.compare_digest(given, services.webhook_secret.encode()):
+        raise WebhookRefused("The header Authentication does not have the secret.")
+    body = await request.read()
+    try:
+        notice = json.loads(body or b"{}")  # saving the settings of the API sends an empty one
+    except ValueError as error:
+        raise InvalidBody("The body is not JSON.") from error
+    order_id = notice.get("order_id") if isinstance(notice, dict) else None
+    woken = isinstance(order_id, str) and services.live_orders.wake(order_id)
+    event = notice.get("event") if isinstance(notice, dict) else None
+    log.info("webhook.received", notice=str(event)[:MAX_EVENT_CHARACTERS], woken=woken)
+    return web.Response(status=204)
