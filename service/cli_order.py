@@ -9,9 +9,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -25,8 +26,6 @@ from service.settings import load_settings
 from service.verify import ArchiveDamaged, Verified, verify
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_BROKEN = 1, 2, 3
-# About 45 bytes each in the URL, of which the service takes 16 KiB.
-IDS_PER_ARCHIVE = 300
 POLL_SECONDS = 3.0
 SPINNER_SECONDS = 0.2
 MIB = 1024 * 1024
@@ -145,6 +144,7 @@ async def _until_enhanced(service: Service, order_id: str, wait_seconds: float) 
 @click.option("--layout", help="streamable or stored.")
 @click.option("--on-error", help="report (default): go on, and list what failed; abort: all or nothing.")
 @click.option("--manifest", help="auto (default) or always.")
+@click.option("--wait", type=click.IntRange(0), default=0, help="Seconds to wait for images that are not ready yet.")
 @click.option("--only", multiple=True, help="Id of an image to take; may be repeated.")
 @click.option("--missing-from", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Fetch only the images that this earlier archive of the order lacks.")  # fmt: skip
@@ -161,6 +161,7 @@ def download(
     max_credits: int | None,
     missing_from: Path | None,
     force: bool,
+    wait: int,
     only: tuple[str, ...],
     **choices: Any,
 ) -> None:
@@ -177,20 +178,16 @@ def download(
             click.echo(f"{missing_from} lacks nothing.", err=True)
             return
         click.echo(f"{missing_from} lacks {len(ids)} images.", err=True)
-        if output == "-" and len(ids) > IDS_PER_ARCHIVE:
-            raise click.UsageError(f"more than {IDS_PER_ARCHIVE} images are missing: they take several files")
-    batches = [ids[start : start + IDS_PER_ARCHIVE] for start in range(0, len(ids), IDS_PER_ARCHIVE)] or [[]]
 
     async def fetch() -> bool:
-        complete = True
         async with target.opened() as service:
+            agreed = query
             if full:
-                await _agree_to_spend(service, order_id, query, ids, yes=yes, max_credits=max_credits)
-            for number, batch in enumerate(batches, start=1):
-                asked = [*query, *(("only", image_id) for image_id in batch)]
-                name = output if number == 1 else _numbered(output, number)
-                complete &= await _fetch_one(service, order_id, asked, name, force=force)
-        return complete
+                price = await _agree_to_spend(service, order_id, query, ids, yes=yes, max_credits=max_credits)
+                # What was agreed to binds the service too: the order may have changed since.
+                agreed = [*query, ("max_credits", str(max_credits if max_credits is not None else price))]
+            taking = partial(service.download, order_id, agreed, only=ids, wait_seconds=wait)
+            return await _fetch(taking, output, force=force)
 
     if not _run(fetch()):
         sys.exit(EXIT_INCOMPLETE)
@@ -217,8 +214,8 @@ def _missing(path: Path, order_id: str) -> list[str]:
 
 async def _agree_to_spend(
     service: Service, order_id: str, query: Query, ids: list[str], *, yes: bool, max_credits: int | None
-) -> None:
-    """Tell the price, and go on only if it is agreed to."""
+) -> int:
+    """Tell the price in credits, and go on only if it is agreed to; return it."""
     found = await service.order(order_id, query)
     bought = sum(1 for one in found["images"] if not one["paid"] and (not ids or one["image_id"] in ids))
     price = 0 if not found["credits"]["to_buy"] else bought
@@ -228,23 +225,26 @@ async def _agree_to_spend(
         if not sys.stdin.isatty():
             raise click.UsageError(f"full quality spends up to {price} credits: agree to it with --yes")
         click.confirm(f"Spend up to {price} credits?", abort=True, err=True)
+    return price
 
 
-async def _fetch_one(service: Service, order_id: str, query: Query, output: str, *, force: bool) -> bool:
-    """Download one archive; return whether every image asked for is in it."""
+async def _fetch(
+    taking: Callable[[BinaryIO, Callable[[int], None]], Awaitable[int]], output: str, *, force: bool
+) -> bool:
+    """Download the archive by ``taking``; return whether every image asked for is in it."""
     if output == "-":
         with _progress("receiving") as advance:
-            await service.download(order_id, query, sys.stdout.buffer, advance)
+            await taking(sys.stdout.buffer, advance)
         sys.stdout.buffer.flush()
         return True
     final = Path(output)
     part = _beside(final, force=force)
     try:
         with part.open("wb") as sink, _progress("receiving") as advance:
-            asked = await service.download(order_id, query, sink, advance)
+            asked = await taking(sink, advance)
             _to_disk(sink)
         verified = verify(part)
-        if len(verified.images) + len(verified.failed) != asked:
+        if len(verified.images) + len(verified.failed) < asked:  # more may have appeared while it waited
             raise ArchiveDamaged(f"it accounts for {len(verified.images) + len(verified.failed)} of {asked} images")
         part.replace(final)
     finally:
@@ -270,11 +270,6 @@ def _told(final: Path, verified: Verified) -> bool:
     number, failed = len(verified.images), len(verified.failed)
     click.echo(f"{final}: {number} images, each checked" + (f"; {failed} missing" if failed else ""), err=True)
     return not failed
-
-
-def _numbered(output: str, number: int) -> str:
-    path = Path(output)
-    return str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
 
 
 @contextmanager

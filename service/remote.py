@@ -12,7 +12,8 @@ import aiohttp
 # An answer that is no archive is read whole; an order of 2,000 images comes to about 1 MB.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 UPLOAD_CHUNK_BYTES = 64 * 1024
-# Silence of the service: it sends something at least whenever an image has come, or gives up before this.
+# Silence of the service: it sends something at least whenever an image has come, or gives up before this; a download
+# that waits for images may be silent for as long as it waits, too.
 SILENCE_SECONDS = 300
 
 Query = Sequence[tuple[str, str]]
@@ -78,17 +79,32 @@ class Service:
             form.add_field(name, value)
         for file in files:
             form.add_field("files", _read(file, on_bytes), filename=file.name, content_type="application/octet-stream")
-        async with self._answer("POST", "/api/create-order", (), form) as response:
+        async with self._answer("POST", "/api/create-order", data=form) as response:
             return await _json(response)
 
-    async def download(self, order_id: str, query: Query, sink: BinaryIO, on_bytes: Callable[[int], None]) -> int:
-        """Write the archive into ``sink``; return the number of images that it was asked for.
+    async def download(
+        self,
+        order_id: str,
+        query: Query,
+        sink: BinaryIO,
+        on_bytes: Callable[[int], None],
+        *,
+        only: Sequence[str] = (),
+        wait_seconds: int = 0,
+    ) -> int:
+        """Write the archive into ``sink``; return the number of images that it was to hold when it began.
+
+        ``only`` are the images to take (all if there are none named), however many.
 
         Raises:
             ServiceRefused: before the first byte.
             TransferBroke: after it.
         """
-        async with self._answer("GET", f"/orders/{order_id}/images", query) as response:
+        asked = {"method": "POST", "json": {"only": list(only)}} if only else {"method": "GET"}
+        if wait_seconds:
+            query = [*query, ("wait", str(wait_seconds))]
+        silence = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS + wait_seconds)
+        async with self._answer(path=f"/orders/{order_id}/images", query=query, timeout=silence, **asked) as response:
             async for chunk in response.content.iter_any():
                 sink.write(chunk)
                 on_bytes(len(chunk))
@@ -96,13 +112,13 @@ class Service:
 
     @asynccontextmanager
     async def _answer(
-        self, method: str, path: str, query: Query, body: aiohttp.FormData | None = None
+        self, method: str, path: str, query: Query = (), **body: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             raise RuntimeError("the service is used outside of its context")
         try:
             async with self._session.request(
-                method, self._url + path, params=list(query), data=body, allow_redirects=False
+                method, self._url + path, params=list(query), allow_redirects=False, **body
             ) as response:
                 if not 200 <= response.status < 300:  # noqa: PLR2004 - success
                     raise ServiceRefused(response.status, await _problem(response))

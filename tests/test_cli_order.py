@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox
+from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
 from service.verify import ArchiveDamaged, verify
 from tests.archives import add_order, jpeg
 from tests.conftest import StartService
@@ -106,6 +106,17 @@ async def test_missing_images(sandbox: Sandbox, service: str, tmp_path: Path) ->
         "--service", service, "download", DEMO_ORDER_ID, "--missing-from", "a.zip", "-o", "x.zip", cwd=tmp_path
     )
     assert other.code == 2
+
+
+async def test_wait(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """--wait brings the images that were not ready; without it they are named as missing."""
+    image = SandboxImage("0.jpg", body=jpeg(1000), content_type="image/jpeg", ready_after_polls=2)
+    order = sandbox.add_order([image])
+    refused = await run("--service", service, "download", order.order_id, "-o", "a.zip", cwd=tmp_path)
+    assert refused.code == 3
+    done = await run("--service", service, "download", order.order_id, "-o", "a.zip", "--wait", "60", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert verify(tmp_path / "a.zip").images == ["0.jpg"]
 
 
 async def test_a_cut_archive_cannot_tell_what_it_lacks(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
