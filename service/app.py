@@ -39,6 +39,8 @@ from service.web.links import create_link
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
 from service.web.orders import get_order
+from service.web.page import page, page_facts, page_file
+from service.web.previews import PREVIEWS_IN_FLIGHT, PREVIEWS_WAITING, get_preview
 from service.web.receipts import get_events, get_receipt
 from service.web.recent_errors import RecentErrors
 from service.web.sentry_issues import sentry_issues
@@ -72,10 +74,10 @@ PUBLIC_LIMITS = (
 )
 
 
-def create_app(settings: Settings, *, sandbox: bool = False) -> web.Application:
+def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.Application:
     """Return the app; its resources open when it starts and close when it stops.
 
-    With ``sandbox`` everybody is the operator: nothing behind the app is real.
+    Only the sandbox has a demo order: with one, nothing behind the app is real, and everybody is the operator.
     """
     app = _bare_app()
     # Any segment is taken as an order id, so that a bad one is told what is wrong with it.
@@ -88,6 +90,10 @@ def create_app(settings: Settings, *, sandbox: bool = False) -> web.Application:
     app.router.add_get("/archives/{archive_id:[^/]+}/events", get_events)
     app.router.add_post("/api/create-order", create_order)
     app.router.add_post("/api/create-sample-order", create_sample_order)
+    app.router.add_get("/images/{image_id:[A-Za-z0-9_-]{1,64}}/preview", get_preview)
+    app.router.add_get("/", page)
+    app.router.add_get("/api/page", page_facts)
+    app.router.add_get("/static/{name:[a-z0-9-]+[.][a-z0-9.-]+}", page_file)
     app.router.add_get("/session", get_session)
     app.router.add_post("/session", start_session)
     app.router.add_delete("/session", end_session)
@@ -107,8 +113,8 @@ def create_app(settings: Settings, *, sandbox: bool = False) -> web.Application:
             session,
             reporting(dsn.get_secret_value() if dsn else None, release=release, redactor=redactor) as report_fault,
         ):
-            access = _access(settings, sandbox=sandbox)
-            app[SERVICES] = _services(settings, session, access, redactor, report_fault)
+            access = _access(settings, sandbox=demo_order_id is not None)
+            app[SERVICES] = _services(settings, session, access, redactor, report_fault, demo_order_id=demo_order_id)
             async with _loop_lag_watched(app[SERVICES].metrics):
                 yield
 
@@ -162,7 +168,13 @@ def _access(settings: Settings, *, sandbox: bool) -> Access:
 
 
 def _services(
-    settings: Settings, session: ClientSession, access: Access, redactor: Redactor, report_fault: Report
+    settings: Settings,
+    session: ClientSession,
+    access: Access,
+    redactor: Redactor,
+    report_fault: Report,
+    *,
+    demo_order_id: str | None,
 ) -> Services:
     running_version = _version()
     metrics = Metrics(version=running_version)
@@ -195,6 +207,9 @@ def _services(
         admission=Admission(settings.max_archives),
         event_admission=event_admission,
         receipts=receipts,
+        demo_order_id=demo_order_id,
+        preview_admission=Admission(PREVIEWS_WAITING, "pictures are being waited for"),
+        preview_turns=asyncio.Semaphore(PREVIEWS_IN_FLIGHT),
         live_orders=LiveOrders(_looking(upstream)),
         wait_max_seconds=settings.wait_max_seconds,
         webhook_secret=settings.webhook_secret.get_secret_value() if settings.webhook_secret else None,

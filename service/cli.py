@@ -51,10 +51,14 @@ def settings_command() -> None:
 @click.option("--output", default="images.zip", show_default=True, help="Where the ZIP goes.")
 def demo_command(output: str) -> None:
     """Download a sandbox order through the real service, and check what arrived."""
+    from service.sandbox import DEMO_ORDER_ID  # noqa: PLC0415 - see _sandboxed
     from service.sandbox.demo import DemoFailed, run_demo  # noqa: PLC0415 - the sandbox and its Pillow are an extra
 
     async def demo(settings: Settings) -> None:
-        async with _sandboxed(settings) as (sandbox_settings, sandbox), running(sandbox_settings, sandbox=True) as url:
+        async with (
+            _sandboxed(settings) as (sandbox_settings, sandbox),
+            running(sandbox_settings, demo_order_id=DEMO_ORDER_ID) as url,
+        ):
             await run_demo(url, sandbox, Path(output))
 
     try:
@@ -68,7 +72,7 @@ async def _serve_sandbox(settings: Settings) -> None:
 
     async with _sandboxed(settings) as (sandbox_settings, sandbox):
         log.info("sandbox.started", api_base=sandbox.api_base, demo_order=DEMO_ORDER_ID)
-        await serve(sandbox_settings, sandbox=True)
+        await serve(sandbox_settings, demo_order_id=DEMO_ORDER_ID)
 
 
 @asynccontextmanager

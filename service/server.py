@@ -34,12 +34,12 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, sandbox: bool = False) -> AsyncIterator[str]:
+async def running(settings: Settings, *, demo_order_id: str | None = None) -> AsyncIterator[str]:
     """Serve while the context is open; yields the URL, with the port that was really taken. Leaving it drains.
 
-    ``sandbox`` says that the upstream is the stand-in, see ``create_app``.
+    ``demo_order_id`` says that the upstream is the stand-in, see ``create_app``.
     """
-    app = create_app(settings, sandbox=sandbox)
+    app = create_app(settings, demo_order_id=demo_order_id)
     # A client that goes away cancels its handler, which is what stops the upstream's work for it.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSING_SECONDS)
     await runner.setup()
@@ -77,7 +77,7 @@ async def _ops_served(app: web.Application, settings: Settings) -> AsyncIterator
         await runner.cleanup()
 
 
-async def serve(settings: Settings, *, sandbox: bool = False) -> None:
+async def serve(settings: Settings, *, demo_order_id: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -85,7 +85,7 @@ async def serve(settings: Settings, *, sandbox: bool = False) -> None:
         loop.add_signal_handler(number, stop.set)
     if settings.autoenhance_api_key is None:
         log.warning("service.not_configured", detail="AUTOENHANCE_API_KEY is not set; orders are answered with 503")
-    async with running(settings, sandbox=sandbox):
+    async with running(settings, demo_order_id=demo_order_id):
         await stop.wait()
 
 

@@ -39,6 +39,7 @@ travel as ``__cause__`` and reach the log only.
     │   ├── OrderNotReady             409
     │   └── TooManyImages             413
     ├── NothingToDeliver              422  every image failed or is not ready
+    ├── PreviewFailed                 502  the page's picture of one image
     ├── UpstreamError                 the Autoenhance API must recover
     │   ├── UpstreamFailed            502
     │   ├── UpstreamUnreadable        502  an answer we cannot read
@@ -121,6 +122,7 @@ from service.errors.own import (
 from service.errors.upstream import (
     FirstByteTimeout,
     NothingToDeliver,
+    PreviewFailed,
     SentryError,
     SentryRefused,
     SentryUnavailable,
@@ -167,6 +169,7 @@ __all__ = [
     "OrderNotFound",
     "OrderNotReady",
     "OwnError",
+    "PreviewFailed",
     "RepeatedParameter",
     "RouteNotFound",
     "SentryError",

@@ -53,6 +53,14 @@ class UpstreamTimeout(UpstreamError):
     title = "The Autoenhance API did not answer in time"
 
 
+class PreviewFailed(ServiceError):
+    """The small picture of one image cannot be had; ``reason`` is one of the reasons for missing images."""
+
+    status = 502
+    slug = "preview-failed"
+    title = "The picture cannot be had"
+
+
 class FirstByteTimeout(UpstreamError):
     """No image byte was in hand in time; ``failures`` lists what had failed until then."""
 

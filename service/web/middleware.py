@@ -125,7 +125,8 @@ async def add_headers(request: web.BaseRequest, response: web.StreamResponse) ->
     response.headers["Server"] = SERVER_NAME
     for name, value in _SAFETY_HEADERS.items():
         response.headers.setdefault(name, value)
-    response.headers.setdefault("Cache-Control", "no-store")
+    # Files of the page may be kept, but are asked for each time (aiohttp answers 304 by their ETag).
+    response.headers.setdefault("Cache-Control", "no-cache" if isinstance(response, web.FileResponse) else "no-store")
     if isinstance(request, web.Request) and REQUEST_ID in request:
         response.headers["X-Request-ID"] = request[REQUEST_ID]
         add_cors_headers(request, response)

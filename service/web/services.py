@@ -1,5 +1,6 @@
 """What handlers need of the process: made once by ``app``, looked up under one key."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,9 @@ class Services:
     upload_admission: Admission
     event_admission: Admission
     receipts: Receipts
+    demo_order_id: str | None
+    preview_admission: Admission
+    preview_turns: asyncio.Semaphore
     live_orders: LiveOrders
     wait_max_seconds: int
     webhook_secret: str | None

@@ -20,7 +20,9 @@ log = structlog.get_logger(__name__)
 
 async def get_session(request: web.Request) -> web.Response:
     """Tell what the caller may do, and what it would need for more."""
-    return web.json_response(_state(request))
+    cookie = request.cookies.get(SESSION_COOKIE)
+    signed_in = cookie is not None and request.app[SERVICES].access.sessions.role_of(cookie) is not None
+    return web.json_response({**_state(request), "signed_in": signed_in})
 
 
 async def start_session(request: web.Request) -> web.Response:
@@ -35,7 +37,8 @@ async def start_session(request: web.Request) -> web.Response:
     expires_at = int(time.time()) + access.sessions.seconds
     role = access.sessions.role_of(cookie)
     log.info("session.started", role=role.word if role is not None else None)
-    response = web.json_response({**_state(request), "role": role.word if role else None, "expires_at": expires_at})
+    answer = {"role": role.word if role else None, "signed_in": True, "expires_at": expires_at}
+    response = web.json_response({**_state(request), **answer})
     response.set_cookie(
         SESSION_COOKIE,
         cookie,

@@ -176,7 +176,7 @@ async def test_a_key_is_not_the_operators_token(locked: str, client: aiohttp.Cli
 
 async def test_in_the_sandbox_everybody_is_the_operator(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
     """Nothing behind it is real, so nothing is locked."""
-    async with running(settings_for(sandbox, allow_full_quality=False), sandbox=True) as service:
+    async with running(settings_for(sandbox, allow_full_quality=False), demo_order_id=DEMO_ORDER_ID) as service:
         assert await status_and_type(client, f"{service}/api/sentry/issues") == (503, "sentry-not-configured")
         assert await status_and_type(client, images_url(service, DEMO_ORDER_ID, "?preview=false")) == (200, "")
 
@@ -239,7 +239,7 @@ async def test_a_session_is_worth_its_key(key: str, role: str, form: str, locked
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
         async with browser.get(f"{locked}/session") as response:
             assert await response.json() == {
-                "role": None, "key_required": True, "admin_enabled": True, "links_enabled": True,
+                "role": None, "key_required": True, "admin_enabled": True, "links_enabled": True, "signed_in": False,
             }  # fmt: skip
             assert not response.cookies, "nobody is given a session"
         fields: Any = {form: {"key": key}}

@@ -41,8 +41,8 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Services]:
     """Return a function that gives the parts of the service which was started last: its counters tell what happened."""
     apps: list[web.Application] = []
 
-    def create(settings: Settings, *, sandbox: bool) -> web.Application:
-        apps.append(create_app(settings, sandbox=sandbox))
+    def create(settings: Settings, *, demo_order_id: str | None) -> web.Application:
+        apps.append(create_app(settings, demo_order_id=demo_order_id))
         return apps[-1]
 
     monkeypatch.setattr("service.server.create_app", create)

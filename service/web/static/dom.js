@@ -1,0 +1,52 @@
+// The few things every part of the page does with the document.
+
+export const byId = (id) => document.getElementById(id);
+
+/** Make an element: properties are set, `data` and `aria` become attributes, children are text or elements. */
+export function make(tag, properties = {}, ...children) {
+  const { data = {}, aria = {}, ...own } = properties;
+  const element = Object.assign(document.createElement(tag), own);
+  Object.assign(element.dataset, data);
+  for (const [name, value] of Object.entries(aria)) element.setAttribute(`aria-${name}`, value);
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+export const show = (element, visible = true) => { element.hidden = !visible; };
+
+export const plural = (number, word) => `${number.toLocaleString()} ${word}${number === 1 ? "" : "s"}`;
+
+export function bytes(number) {
+  const units = ["bytes", "KB", "MB", "GB", "TB"];
+  let at = 0;
+  let amount = number;
+  while (amount >= 1000 && at < units.length - 1) { amount /= 1000; at += 1; }
+  return `${at ? amount.toFixed(amount < 10 ? 1 : 0) : amount} ${units[at]}`;
+}
+
+export function duration(seconds) {
+  if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+}
+
+/** Put text on the clipboard, and say so on the button that was pressed. */
+export async function copy(text, button) {
+  const before = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Select and copy it";
+  }
+  setTimeout(() => { button.textContent = before; }, 2000);
+}
+
+/** A random UUID; `crypto.randomUUID` exists only where the page came by https or from this machine. */
+export function uuid() {
+  const random = crypto.getRandomValues(new Uint8Array(16));
+  random[6] = (random[6] & 0x0f) | 0x40;
+  random[8] = (random[8] & 0x3f) | 0x80;
+  const hex = Array.from(random, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
+}

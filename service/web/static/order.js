@@ -1,0 +1,140 @@
+// One order on the page: its images with pictures and states, kept up to date while it is being processed.
+
+import { ask } from "./api.js";
+import { byId, make, plural, show } from "./dom.js";
+
+const FIRST_PAUSE = 3000;
+const LONGEST_PAUSE = 15000;
+// More pictures than this only on request: each asks the API once.
+const SHOWN_AT_FIRST = 48;
+
+const STATUS = {
+  ready: ["Ready", "good"],
+  partial: ["Partly ready", "warn"],
+  busy: ["Being processed", "warn"],
+  failed: ["Nothing ready", "bad"],
+  empty: ["No images", "warn"],
+};
+const READINESS = {
+  ready: ["Ready", "good"],
+  not_ready: ["Being processed", "warn"],
+  failed: ["Failed", "bad"],
+  expired: ["Expired", "bad"],
+};
+const STATE = {
+  waiting: ["Waiting", ""],
+  writing: ["Downloading", ""],
+  downloaded: ["Downloaded", "good"],
+  failed: ["Missing", "bad"],
+};
+
+function label(element, [text, tone]) {
+  element.textContent = text;
+  element.dataset.tone = tone;
+}
+
+export class OrderView {
+  #items = new Map();
+  #timer = null;
+  #limit = SHOWN_AT_FIRST;
+  order = null;
+
+  /** `changed` is called with the order whenever it has been read. */
+  constructor(changed) {
+    this.changed = changed;
+    byId("gallery-more").addEventListener("click", () => { this.#limit = Infinity; this.#render(); });
+  }
+
+  async load(id) {
+    this.#stop();
+    const order = await ask(`/orders/${encodeURIComponent(id)}`);
+    if (order.order_id !== this.order?.order_id) {
+      this.#items.clear();
+      byId("gallery").replaceChildren();
+      this.#limit = SHOWN_AT_FIRST;
+    }
+    this.#take(order);
+    this.#watch(FIRST_PAUSE);
+    return order;
+  }
+
+  /** Show what a running download does with an image. */
+  progress(image) {
+    const item = this.#items.get(image.image_id);
+    if (!item) return;
+    item.live = true;
+    item.row.dataset.writing = String(image.state === "writing");
+    label(item.state, STATE[image.state] ?? [image.state, ""]);
+    item.state.title = image.detail ?? "";
+  }
+
+  #take(order) {
+    this.order = order;
+    this.#render();
+    this.changed(order);
+  }
+
+  #watch(pause) {
+    if (!this.order.busy && !this.order.counts.not_ready) return;
+    this.#timer = setTimeout(async () => {
+      try {
+        const before = JSON.stringify(this.order);
+        const order = await ask(`/orders/${this.order.order_id}`);
+        const news = JSON.stringify(order) !== before;
+        if (news) this.#take(order);
+        this.#watch(news ? FIRST_PAUSE : Math.min(LONGEST_PAUSE, pause * 1.4));
+      } catch {
+        this.#watch(LONGEST_PAUSE);
+      }
+    }, pause);
+  }
+
+  #stop() {
+    clearTimeout(this.#timer);
+  }
+
+  #render() {
+    const { order } = this;
+    byId("order-title").textContent = order.name || "Order without a name";
+    label(byId("order-status"), STATUS[order.status] ?? [order.status, ""]);
+    const { total, ready, not_ready: busy } = order.counts;
+    const rest = total - ready - busy;
+    byId("order-summary").textContent = [
+      total ? `${ready} of ${plural(total, "image")} ready` : order.busy ? "The images are not listed yet" : "There are no images",
+      busy ? `${busy} being processed` : "",
+      rest ? `${rest} cannot be had` : "",
+      order.credits.paid ? `${order.credits.paid} paid already` : "",
+    ].filter(Boolean).join(" · ");
+    for (const image of order.images.slice(0, this.#limit)) this.#renderImage(image);
+    const hidden = Math.max(0, order.images.length - this.#limit);
+    const more = byId("gallery-more");
+    show(more, hidden > 0);
+    more.textContent = `Show ${hidden} more`;
+    show(byId("order"));
+  }
+
+  #renderImage(image) {
+    let item = this.#items.get(image.image_id);
+    if (!item) {
+      const state = make("span", { className: "state" });
+      const picture = make("div", { className: "picture" });
+      const name = make("span", { className: "name", title: image.entry }, image.entry);
+      const row = make("li", { data: { image: image.image_id } }, picture, name, state);
+      byId("gallery").append(row);
+      item = { row, picture, state, live: false, pictured: false };
+      this.#items.set(image.image_id, item);
+    }
+    if (!item.live) {
+      label(item.state, READINESS[image.readiness] ?? [image.readiness, ""]);
+      item.state.title = image.detail ?? "";
+    }
+    if (image.readiness === "ready" && !item.pictured) {
+      item.pictured = true;
+      const img = make("img", { loading: "lazy", decoding: "async", alt: "", src: `/images/${encodeURIComponent(image.image_id)}/preview` });
+      img.addEventListener("error", () => item.picture.replaceChildren("No preview"));
+      item.picture.replaceChildren(img);
+    } else if (!item.pictured) {
+      item.picture.textContent = image.readiness === "not_ready" ? "Not ready yet" : "No picture";
+    }
+  }
+}

@@ -1,0 +1,240 @@
+"""The page in a real browser: what somebody sees, and what is on the disk afterwards."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+from pydantic import SecretStr
+
+from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxOrder
+from tests.archives import add_order, entries, failures_in, images_in, jpeg
+from tests.browser.conftest import PHONE, OpenPage, Visit
+from tests.conftest import StartService
+
+SAMPLES = Path(__file__).parents[2] / "service" / "samples"
+KEY, PAYING, TOKEN = "key-of-a-customer-0001", "key-that-may-pay-0002", "token-of-the-operator-3"
+
+
+@pytest.fixture
+async def sandboxed(start_sandbox_service: StartService) -> str:
+    """The URL of a service in sandbox mode."""
+    return await start_sandbox_service()
+
+
+async def visit(open_page: OpenPage, service: str, path: str = "/", **options: Any) -> Visit:
+    """Open the page and wait until it is ready."""
+    opened: Visit = await open_page(service, path, **options)
+    await opened.page.wait_for_selector("html[data-ready]")
+    return opened
+
+
+async def save(page: Page, button: str, folder: Path) -> dict[str, bytes]:
+    """Press a button that downloads, and return the entries of the file that is on the disk then."""
+    async with page.expect_download() as started:
+        await page.get_by_role("button", name=button).click()
+    download = await started.value
+    await download.save_as(folder / download.suggested_filename)
+    return entries((folder / download.suggested_filename).read_bytes())
+
+
+async def test_first_visit(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Two clicks from the first visit to the whole archive, bit for bit, and the page shows how it went."""
+    opened = await visit(open_page, sandboxed)
+    page = opened.page
+    await expect(page.get_by_text("Sandbox", exact=True)).to_be_visible()
+    await page.get_by_role("button", name="Show order").click()
+    await expect(page.locator("#gallery li")).to_have_count(14)
+    await expect(page.locator("#gallery img").first).to_have_js_property("complete", value=True)
+    found = await save(page, "Download ZIP", tmp_path)
+    rows = await page.locator("#gallery li").all()
+    ids = {await row.locator(".name").inner_text(): str(await row.get_attribute("data-image")) for row in rows}
+    assert found == {name: sandbox.body(image_id) for name, image_id in ids.items()}
+    await expect(page.get_by_role("heading", name="Done: 14 images in the ZIP")).to_be_visible()
+    await expect(page.locator("#bar")).to_have_js_property("position", 1)
+    await expect(page.locator("#gallery .state", has_text="Downloaded")).to_have_count(14)
+    assert sandbox.credits_spent == 0
+
+
+async def test_what_is_missing(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """What failed is named with its reason; one more click brings exactly that."""
+    order = add_order(sandbox, [1000, 2000, 3000])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=404), origin="api")
+    # Status 502: the picture of that image cannot be had either.
+    page = (await visit(open_page, sandboxed, f"/?order={order.order_id}", refusals={502})).page
+    first = await save(page, "Download ZIP", tmp_path)
+    assert failures_in(first) == {"1.jpg": "not_found"}
+    await expect(page.get_by_role("heading", name="Done, but 1 image of 3")).to_be_visible()
+    await expect(page.locator("#failure-list")).to_contain_text("1.jpg")
+    sandbox.faults.clear()
+    second = await save(page, "Get the missing ones", tmp_path)
+    assert second == {"1.jpg": jpeg(2000, 1)}
+    await expect(page.get_by_role("heading", name="Done: 1 image in the ZIP")).to_be_visible()
+
+
+async def test_many_missing_images(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """More images than an address can name are fetched all the same."""
+    order = add_order(sandbox, [300] * 120)
+    for image in order.images[1:]:
+        sandbox.faults.always(image.image_id, Fault(Kind.STATUS, status=410), origin="api")
+    page = (await visit(open_page, sandboxed, f"/?order={order.order_id}", refusals={502})).page
+    await save(page, "Download ZIP", tmp_path)
+    await expect(page.get_by_role("button", name="Get the missing ones")).to_be_visible()
+    sandbox.faults.clear()
+    second = await save(page, "Get the missing ones", tmp_path)
+    assert len(images_in(second)) == 119
+
+
+async def test_upload(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Photos become an order, which is downloaded when it has been worked on; what is no photo is named."""
+    page = (await visit(open_page, sandboxed)).page
+    await page.get_by_text("No order yet?").click()
+    await page.get_by_label("Name of the order").fill("My house")
+    text = tmp_path / "notes.txt"
+    text.write_text("no photo")
+    await page.locator("#upload-files").set_input_files([SAMPLES / "garden.jpg", SAMPLES / "kitchen.jpg", text])
+    await page.get_by_role("button", name="Upload 3 photos").click()
+    await expect(page.locator("#upload-status")).to_contain_text("2 photos uploaded")
+    await expect(page.locator("#upload-status")).to_contain_text("notes.txt")
+    await expect(page.get_by_role("heading", name="My house")).to_be_visible()
+    found = await save(page, "Download ZIP", tmp_path)
+    assert sorted(found) == ["garden.jpg", "kitchen.jpg"]
+    await expect(page.get_by_role("heading", name="Done: 2 images in the ZIP")).to_be_visible()
+    assert sandbox.credits_spent == 0
+
+
+async def test_sample_order_and_dropped_files(sandboxed: str, open_page: OpenPage) -> None:
+    """Files can be dropped and taken away again; sample photos need one click."""
+    page = (await visit(open_page, sandboxed)).page
+    await page.get_by_text("No order yet?").click()
+    dropped = await page.evaluate_handle(
+        "() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'dropped.jpg')); return data; }"
+    )
+    await page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    await expect(page.locator("#upload-list li")).to_have_count(1)
+    await page.get_by_role("button", name="Remove dropped.jpg").click()
+    await expect(page.get_by_role("button", name="Upload", exact=True)).to_be_disabled()
+    await page.get_by_role("button", name="Use three sample photos").click()
+    await expect(page.get_by_role("heading", name="Sample order")).to_be_visible()
+    await expect(page.locator("#order-status")).to_have_text("Ready", timeout=20_000)
+
+
+async def test_sign_in(start_service: StartService, open_page: OpenPage, tmp_path: Path) -> None:
+    """Where keys are set nothing is shown without one; what the key may not do is not offered."""
+    keys = (SecretStr(KEY), SecretStr(f"{PAYING}:full"))
+    service = await start_service(service_api_keys=keys, admin_token=SecretStr(TOKEN), allow_full_quality=False)
+    page = (await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})).page
+    await page.get_by_label("Key of the service").fill("wrong-key-of-somebody")
+    await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("alert")).to_contain_text("neither a key")
+    await page.get_by_label("Key of the service").fill(KEY)
+    await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("dialog")).to_be_hidden()
+    await page.get_by_role("button", name="Show order").click()
+    await expect(page.get_by_role("radio", name="Full quality")).to_be_disabled()
+    assert len(await save(page, "Download ZIP", tmp_path)) == 14
+    await page.get_by_text("No order yet?").click()
+    await expect(page.get_by_role("button", name="Use three sample photos")).to_be_disabled()
+    await page.reload()
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(page.get_by_role("button", name="Sign in").first).to_be_visible()
+    await page.get_by_role("button", name="Show order").click()
+    await expect(page.locator("#notices")).to_contain_text("Sign in with a key")
+    assert KEY not in await page.evaluate("() => JSON.stringify([localStorage, sessionStorage, document.cookie])")
+
+
+async def test_full_quality_asks_back(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """No credit is spent before somebody has read how many, and agreed."""
+    order = add_order(sandbox, [1000, 2000])
+    page = (await visit(open_page, sandboxed, f"/?order={order.order_id}")).page
+    await page.get_by_role("radio", name="Full quality").check()
+    await page.get_by_role("button", name="Download ZIP").click()
+    await expect(page.get_by_role("heading", name="Spend up to 2 credits?")).to_be_visible()
+    await page.get_by_role("button", name="Cancel").click()
+    await expect(page.get_by_role("dialog")).to_be_hidden()
+    assert sandbox.credits_spent == 0
+    await page.get_by_role("button", name="Download ZIP").click()
+    await save(page, "Spend 2", tmp_path)
+    await expect(page.get_by_role("heading", name="Done: 2 images")).to_be_visible()
+    assert sandbox.credits_spent == 2
+
+
+async def test_an_order_in_progress(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
+    """The page follows an order that is being processed, and a download begun early brings all of it."""
+    order: SandboxOrder = add_order(sandbox, [1000, 2000])
+    sandbox.set_status(order.images[1].image_id, "processing")
+    page = (await visit(open_page, sandboxed, f"/?order={order.order_id}")).page
+    await expect(page.locator("#order-summary")).to_contain_text("1 of 2 images ready · 1 being processed")
+    async with page.expect_download() as started:
+        await page.get_by_role("button", name="Download ZIP").click()
+    sandbox.set_status(order.images[1].image_id, "processed")
+    await expect(page.get_by_role("heading", name="Done: 2 images in the ZIP")).to_be_visible()
+    assert await (await started.value).failure() is None
+    await expect(page.locator("#order-summary")).to_have_text("2 of 2 images ready")
+
+
+async def test_choices_become_a_command_and_a_link(sandboxed: str, open_page: OpenPage) -> None:
+    """The command for the terminal and the link say exactly what the form does."""
+    page = (await visit(open_page, sandboxed, f"/?order={DEMO_ORDER_ID}")).page
+    await page.get_by_label("Format").select_option("webp")
+    await page.get_by_label("Quality, 1 to 90").fill("70")
+    await page.get_by_text("More options").click()
+    await page.get_by_label("Development mode").check()
+    await page.get_by_text("The same from a terminal").click()
+    wanted = f"/orders/{DEMO_ORDER_ID}/images?format=webp&quality=70&dev_mode=true"
+    await expect(page.locator("#curl")).to_contain_text(wanted + '"')
+    await page.get_by_text("A link for somebody").click()
+    await page.get_by_role("button", name="Make a link").click()
+    await expect(page.locator("#link")).to_contain_text(wanted + "&link=")
+
+
+async def test_problems_are_told(start_service: StartService, open_page: OpenPage) -> None:
+    """A refusal is shown with its title, its reason and what to do."""
+    page = (await visit(open_page, await start_service(), "/?order=5a4d0b0c", refusals={400, 404})).page
+    await expect(page.locator("[data-problem='invalid-order-id']")).to_contain_text("Copy it whole")
+    await page.get_by_label("Order id").fill("5a4d0b0c-0000-4000-8000-000000000bad")
+    await page.get_by_role("button", name="Show order").click()
+    await expect(page.locator("[data-problem='order-not-found']")).to_contain_text("Check the id")
+    await expect(page.get_by_label("Order id")).to_be_focused()
+    keyless = await visit(open_page, await start_service(autoenhance_api_key=None))
+    await expect(keyless.page.get_by_role("status").first).to_contain_text("no API key")
+
+
+async def test_a_refused_download_is_told(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
+    """When the archive itself is refused, the page says why, and does not become the problem document."""
+    order = add_order(sandbox, [1000])
+    opened = await visit(open_page, sandboxed, f"/?order={order.order_id}")
+    sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=404), origin="api")
+    await opened.page.get_by_role("button", name="Download ZIP").click()
+    await expect(opened.page.get_by_role("heading", name="Nothing could be downloaded")).to_be_visible()
+    await expect(opened.page.locator("#failure-list")).to_contain_text("None of the images could be delivered")
+    await expect(opened.page.get_by_role("button", name="Try again")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_accessibility(scheme: str, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Neither scheme has a serious fault, in any of the main states; on a phone nothing sticks out."""
+    opened = await visit(open_page, sandboxed, color_scheme=scheme, viewport=PHONE, reduced_motion="reduce")
+    page = opened.page
+
+    async def check() -> None:
+        await opened.check_accessibility()
+        assert await page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"]
+
+    await check()
+    await page.get_by_text("No order yet?").click()
+    await page.locator("#upload-files").set_input_files([SAMPLES / "garden.jpg"])
+    await check()
+    await page.get_by_label("Order id").fill(PARTIAL_ORDER_ID)
+    await page.get_by_role("button", name="Show order").click()
+    for words in ("More options", "The same from a terminal", "A link for somebody"):
+        await page.get_by_text(words).click()
+    await page.get_by_label("Wait for images").uncheck()
+    await check()
+    await save(page, "Download ZIP", tmp_path)
+    await expect(page.get_by_role("button", name="Get the missing ones")).to_be_visible()
+    await check()
+    await page.get_by_role("radio", name="Full quality").check()
+    await page.get_by_role("button", name="Download ZIP").click()
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await check()
