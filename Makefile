@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 LOCKS  := deploy/requirements.lock deploy/requirements-dev.lock
+COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --no-header --no-annotate
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -33,7 +35,7 @@ test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 soak: $(STAMP) ## run the tests of huge archives (minutes; 12 GiB of disk)
-	@$(BIN)/python -m pytest -q -m soak tests/test_soak.py $(ARGS)
+	@$(BIN)/python -m pytest -q -m soak tests $(ARGS)
 
 bench: $(STAMP) ## measure speed and memory against the ceiling of the stack (minutes; wants a quiet machine)
 	@$(BIN)/python -m tests.bench $(ARGS)
@@ -58,10 +60,9 @@ types: $(STAMP)
 	@$(BIN)/mypy
 
 lock: $(STAMP) ## compile the lock files anew from pyproject.toml
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-header --no-annotate pyproject.toml -o deploy/requirements.lock
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --no-header --no-annotate --extra sandbox --extra dev pyproject.toml -o deploy/requirements-dev.lock
+	@$(COMPILE) pyproject.toml --extra sentry -o deploy/requirements.lock
+	@$(COMPILE) pyproject.toml --extra sandbox --extra dev -o deploy/requirements-dev.lock
+	@$(COMPILE) --group build -o deploy/requirements-build.lock
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

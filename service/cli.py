@@ -1,6 +1,7 @@
 """The command line: ``python -m service`` or ``autoenhance-batch``."""
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -10,14 +11,18 @@ from typing import Any
 import click
 import structlog
 from pydantic import SecretStr
+from yarl import URL
 
 from service.cli_order import order
 from service.errors import SettingsError
 from service.logs import configure_logs
+from service.remote import Service, ServiceRefused, TransferBroke
 from service.server import running, serve
 from service.settings import Settings, describe_settings, load_settings
 
 EXIT_SETTINGS = 2
+# Addresses to listen on that nobody can be reached at.
+EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +50,21 @@ def settings_command() -> None:
     """Print every setting: the environment variable, its default and its meaning."""
     for name, default, meaning in describe_settings():
         click.echo(f"{name}  [{default}]\n    {meaning}")
+
+
+@main.command("health")
+def health_command() -> None:
+    """Ask whether the service lives that runs on this machine with these settings; exit code 1 if not."""
+
+    async def ask(settings: Settings) -> None:
+        host = "127.0.0.1" if settings.host in EVERY_ADDRESS else settings.host
+        async with Service(str(URL.build(scheme="http", host=host, port=settings.port))) as service:
+            click.echo(json.dumps(await service.health()))
+
+    try:
+        _run(ask, log_level="error")
+    except (ServiceRefused, TransferBroke) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command("demo")

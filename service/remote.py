@@ -16,6 +16,9 @@ UPLOAD_CHUNK_BYTES = 64 * 1024
 # that waits for images may be silent for as long as it waits, too.
 SILENCE_SECONDS = 300
 
+# What asks for health wants to know soon.
+HEALTH_SECONDS = 3
+
 Query = Sequence[tuple[str, str]]
 
 
@@ -56,6 +59,16 @@ class Service:
         """Close them."""
         if self._session is not None:
             await self._session.close()
+
+    async def health(self) -> dict[str, Any]:
+        """Return what ``/health/live`` answers.
+
+        Raises:
+            ServiceRefused, TransferBroke
+        """
+        soon = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+        async with self._answer("GET", "/health/live", timeout=soon) as response:
+            return await _json(response)
 
     async def order(self, order_id: str, query: Query = ()) -> dict[str, Any]:
         """Return what ``GET /orders/{id}`` answers.

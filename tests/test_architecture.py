@@ -23,7 +23,7 @@ LEAVES = {"errors", "logs", "metrics", "model"}
 #                 └────────┴──→ upstream, archive, receipts
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "cli": {"cli_order", "server", "app", "settings", "sandbox", *LEAVES},
+    "cli": {"cli_order", "remote", "server", "app", "settings", "sandbox", *LEAVES},
     "cli_order": {"remote", "verify", "server", "settings", *LEAVES},
     "remote": set(),
     "verify": set(),

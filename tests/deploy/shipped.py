@@ -35,7 +35,7 @@ def require_tool(name: str) -> str:
     if (path := shutil.which(name)) is None:
         if os.environ.get("CI"):
             pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed (apt-get install prometheus)")
+        pytest.skip(f"{name} is not installed")
     return path
 
 

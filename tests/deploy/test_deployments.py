@@ -1,0 +1,240 @@
+"""The shipped ways to run the service: each judged by a tool that knows its format, and compared with the code."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from service.settings import Settings
+from tests.deploy.shipped import DEPLOY, load, require_tool
+
+ROOT = DEPLOY.parent
+BIN = Path(sys.executable).parent
+KUBERNETES = DEPLOY / "kubernetes"
+MANIFESTS = sorted(KUBERNETES.glob("*.yaml"))
+COMPOSE, RENDER = DEPLOY / "compose.yaml", DEPLOY / "render.yaml"
+UNIT = DEPLOY / "systemd" / "autoenhance-batch.service"
+# The oldest version of Kubernetes that is still kept, and the newest whose schema is at hand.
+KUBERNETES_VERSIONS = ("1.33", "1.36")
+# Kinds of others, whose schemas come with them.
+FOREIGN_KINDS = {"Kustomization", "ServiceMonitor"}
+SETTINGS = {name.upper() for name in Settings.model_fields}
+# Below this systemd calls a service "OK": https://www.freedesktop.org/software/systemd/man/systemd-analyze.html
+GREATEST_EXPOSURE = 20
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """Run a tool that must not complain; return what it prints."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# The image.
+
+
+def test_dockerfile() -> None:
+    """Hadolint has nothing to say about the Dockerfile."""
+    assert run(BIN / "hadolint", "Dockerfile") == ""
+
+
+def test_what_the_image_is_built_of_is_let_in() -> None:
+    """Each file that the Dockerfile copies is excepted in .dockerignore, and nothing else."""
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text("utf-8"), re.MULTILINE)
+    assert sorted(let_in) == sorted(name for names in copied for name in names.split())
+    assert all((ROOT / name).exists() for name in let_in)
+
+
+def test_the_image_is_built_with_the_locked_tools() -> None:
+    """The builder of the image is that of the development environment."""
+    build, development = (
+        dict(re.findall(r"^(\S+)==(\S+)", (DEPLOY / f"requirements{kind}.lock").read_text("utf-8"), re.MULTILINE))
+        for kind in ("-build", "-dev")
+    )
+    assert build.items() <= development.items()
+
+
+# Compose.
+
+
+def test_compose() -> None:
+    """The file fits the schema of compose files."""
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
+
+
+def test_compose_mounts_what_is_there() -> None:
+    """Every file and folder that is mounted is in the repository; only the proxy is open to the outside."""
+    services = load(COMPOSE)["services"]
+    mounted = [volume.split(":")[0] for one in services.values() for volume in one.get("volumes", ())]
+    assert all((DEPLOY / path).exists() for path in mounted if path.startswith("."))
+    published = {name: one.get("ports", []) for name, one in services.items()}
+    assert published["batch"] == []
+    assert all(port.startswith("127.0.0.1:") for name in ("prometheus", "grafana") for port in published[name])
+    run(require_tool("promtool"), "check", "config", DEPLOY / "prometheus" / "prometheus.compose.yml")
+
+
+def test_time_to_drain() -> None:
+    """Whoever stops the service gives it time for DRAIN_SECONDS."""
+    drain_seconds = Settings().drain_seconds
+    pod = manifest("deployment.yaml")["spec"]["template"]["spec"]
+    (render,) = load(RENDER)["services"]
+    seconds = {
+        "compose": int(load(COMPOSE)["services"]["batch"]["stop_grace_period"].removesuffix("s")),
+        "render": render["maxShutdownDelaySeconds"],
+        "systemd": int(re.findall(r"^TimeoutStopSec=(\d+)$", UNIT.read_text("utf-8"), re.MULTILINE)[0]),
+        "kubernetes": pod["terminationGracePeriodSeconds"] - 5,
+    }
+    assert all(drain_seconds + 5 <= one <= drain_seconds + 30 for one in seconds.values()), seconds
+
+
+# Kubernetes.
+
+
+def manifest(name: str) -> dict[str, Any]:
+    """Return one object."""
+    loaded: dict[str, Any] = load(KUBERNETES / name)
+    return loaded
+
+
+@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_kubernetes(path: Path, version: str) -> None:
+    """Each object fits the schema of its kind, unknown fields refused."""
+    loaded = load(path)
+    if loaded["kind"] not in FOREIGN_KINDS:
+        kubernetes_validate.validate(loaded, version, strict=True)
+
+
+def test_kustomization_lists_every_object() -> None:
+    """Whoever applies the folder gets every object but the one that belongs to the controller."""
+    apart = {"kustomization.yaml", "controller-snippet.yaml"}
+    assert sorted(manifest("kustomization.yaml")["resources"]) == sorted({path.name for path in MANIFESTS} - apart)
+
+
+def test_kustomization_is_taken() -> None:
+    """Kubectl itself puts the folder together, and what comes out fits the schemas."""
+    if (kubectl := shutil.which("kubectl")) is None:
+        pytest.skip("kubectl is not installed, and Debian has none that is new enough")
+    rendered = list(yaml.safe_load_all(run(kubectl, "kustomize", KUBERNETES)))
+    assert {one["kind"] for one in rendered} == {
+        "ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "Ingress",
+        "NetworkPolicy", "ServiceMonitor",
+    }  # fmt: skip
+    for one in rendered:
+        if one["kind"] not in FOREIGN_KINDS:
+            kubernetes_validate.validate(one, KUBERNETES_VERSIONS[-1], strict=True)
+
+
+def test_kubernetes_objects_find_each_other() -> None:
+    """Selectors, ports, paths and metrics name what there is."""
+    pod = manifest("deployment.yaml")["spec"]["template"]
+    labels, (container,) = pod["metadata"]["labels"], pod["spec"]["containers"]
+    service, policy = manifest("service.yaml"), manifest("networkpolicy.yaml")["spec"]
+    assert service["spec"]["selector"] == labels
+    assert manifest("poddisruptionbudget.yaml")["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("deployment.yaml")["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("servicemonitor.yaml")["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"] == labels
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    settings = dict(one.split("=") for one in manifest("kustomization.yaml")["configMapGenerator"][0]["literals"])
+    assert ports == {"http": int(settings["PORT"]), "metrics": int(settings["METRICS_PORT"])}
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == list(ports)
+    assert [rule["ports"][0]["port"] for rule in policy["ingress"]] == list(ports)
+    probes = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+    assert probes == {"/health/live", "/health/ready"}
+    scaler = manifest("horizontalpodautoscaler.yaml")["spec"]
+    assert scaler["metrics"][0]["pods"]["metric"]["name"] == "batch_archives_in_progress"
+    (backend,) = manifest("ingress.yaml")["spec"]["rules"][0]["http"]["paths"]
+    assert backend["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "http"}}
+
+
+def test_kubernetes_shares_the_rate_limit() -> None:
+    """All replicas that may run together stay below the API's limit for one address."""
+    settings = dict(one.split("=") for one in manifest("kustomization.yaml")["configMapGenerator"][0]["literals"])
+    replicas = manifest("horizontalpodautoscaler.yaml")["spec"]["maxReplicas"]
+    assert replicas * int(settings["UPSTREAM_REQUESTS_PER_SECOND"]) <= 300
+
+
+def test_the_pod_is_locked_up() -> None:
+    """Not root, nothing to write but /tmp, no privilege to gain: the restricted profile of Kubernetes."""
+    spec = manifest("deployment.yaml")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not spec["automountServiceAccountToken"]
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]  # noqa: S108 - in the container
+
+
+def test_proxies_choose_by_the_same_key() -> None:
+    """The controller's map is that of nginx.conf, and so are the time-outs and when another replica is tried."""
+    nginx = (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8")
+    snippet = manifest("controller-snippet.yaml")["data"]["http-snippet"]
+    assert "".join(snippet.split()) in "".join(nginx.split())
+    annotations = manifest("ingress.yaml")["metadata"]["annotations"]
+    given = {name.rpartition("/")[2]: value for name, value in annotations.items()}
+    assert f"hash {given['upstream-hash-by']} consistent;" in nginx
+    for name in ("proxy-read-timeout", "proxy-send-timeout", "proxy-connect-timeout"):
+        assert f"{name.replace('-', '_')} {given[name]}s;" in nginx
+    assert f"proxy_next_upstream {given['proxy-next-upstream']};" in nginx
+    silence = Settings().wait_max_seconds + Settings().first_byte_seconds
+    assert silence < int(given["proxy-read-timeout"])
+
+
+# systemd and Render.
+
+
+def test_systemd_unit(tmp_path: Path) -> None:
+    """Systemd takes the unit, and calls it well locked up."""
+    analyze = require_tool("systemd-analyze")
+    program = tmp_path / "autoenhance-batch"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text("utf-8").replace("/opt/batch/bin/autoenhance-batch", str(program)), "utf-8")
+    run(analyze, "verify", "--man=no", unit)
+    run(analyze, "security", "--offline=true", f"--threshold={GREATEST_EXPOSURE}", unit)
+
+
+def test_render() -> None:
+    """The blueprint builds the image there is, asks for health where it is, and waits no longer than its proxy."""
+    (service,) = load(RENDER)["services"]
+    assert (ROOT / service["dockerfilePath"]).is_file()
+    assert service["healthCheckPath"] == "/health/ready"
+    values = {one["key"]: one.get("value") for one in service["envVars"]}
+    assert int(values["WAIT_MAX_SECONDS"]) + Settings().first_byte_seconds < 100
+
+
+# All of them.
+
+
+def environments() -> Iterator[tuple[str, str]]:
+    """Yield each variable that a deployment sets for the service, and where."""
+    for name in load(COMPOSE)["services"]["batch"]["environment"]:
+        yield "compose", name
+    for one in load(RENDER)["services"][0]["envVars"]:
+        yield "render", one["key"]
+    for one in manifest("kustomization.yaml")["configMapGenerator"][0]["literals"]:
+        yield "kubernetes", one.partition("=")[0]
+    for one in re.findall(r"--from-literal=([A-Z_]+)=", (KUBERNETES / "kustomization.yaml").read_text("utf-8")):
+        yield "kubernetes secrets", one
+    for one in re.findall(r"^ENV (.+)$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE):
+        for name in re.findall(r"([A-Z_]+)=", one):
+            if not name.startswith(("PYTHON", "PIP_", "PATH")):
+                yield "image", name
+
+
+@pytest.mark.parametrize(("where", "name"), sorted(environments()))
+def test_settings_exist(where: str, name: str) -> None:
+    """No deployment sets what the service does not read."""
+    assert name in SETTINGS, where
