@@ -5,10 +5,12 @@ BIN    := $(VENV)/bin
 LOCKS  := deploy/requirements.lock deploy/requirements-dev.lock
 COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-emit-find-links --no-header --no-annotate
+DIST   := dist
+LOCKED = $(shell sed -n 's/^\([a-z0-9._-]*\)==.*/\1/p' deploy/requirements.lock)
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run sandbox test soak bench chaos check fmt fmt-check lint types lock clean
+.PHONY: help setup demo run sandbox test soak bench chaos check fmt fmt-check lint types lock licences sbom audit clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +65,19 @@ lock: $(STAMP) ## compile the lock files anew from pyproject.toml
 	@$(COMPILE) pyproject.toml --extra sentry -o deploy/requirements.lock
 	@$(COMPILE) pyproject.toml --extra sandbox --extra dev -o deploy/requirements-dev.lock
 	@$(COMPILE) --group build -o deploy/requirements-build.lock
+
+licences: $(STAMP) ## write deploy/LICENCES.md anew: what a deployment installs, and under which licences
+	@{ printf '%s\n' '# Licences of what a deployment installs' '' \
+	  'Made by `make licences` from `deploy/requirements.lock`. The packages are used as they are, none is changed.' ''; \
+	  $(BIN)/pip-licenses --format=markdown --with-urls --order=name --packages $(LOCKED); } > deploy/LICENCES.md
+
+sbom: $(STAMP) ## write dist/sbom.json: what a deployment installs, in CycloneDX form
+	@mkdir -p $(DIST)
+	@$(BIN)/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible --validate -o $(DIST)/sbom.json
+
+audit: $(STAMP) ## look for known weaknesses of the locked packages (asks the package index; not part of CI)
+	@$(BIN)/pip-audit --disable-pip --require-hashes --strict -r deploy/requirements.lock
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -191,6 +191,13 @@ def test_proxies_choose_by_the_same_key() -> None:
     assert silence < int(given["proxy-read-timeout"])
 
 
+def test_readme_quotes_the_shipped_file() -> None:
+    """Every line of nginx's configuration in README stands in the file."""
+    quoted = re.findall(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    shipped = {line.strip() for line in (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8").splitlines()}
+    assert {line.strip() for text in quoted for line in text.splitlines()} <= shipped
+
+
 # systemd and Render.
 
 
