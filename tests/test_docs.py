@@ -31,6 +31,7 @@ from service.settings import Settings, describe_settings
 from tests.archives import download
 
 ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 EXAMPLE_ENVIRONMENT = (ROOT / ".env.example").read_text(encoding="utf-8")
@@ -183,17 +184,19 @@ def anchors_of(document: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "name", [*DOCUMENTS, "CHANGELOG.md", *sorted(f"deploy/{one.name}" for one in DEPLOY.glob("*.md"))]
+)
 def test_links(name: str) -> None:
     """Every relative link leads to a file that exists, and every anchor to a heading."""
-    document = (ROOT / name).read_text(encoding="utf-8")
+    document, folder = (ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent
     for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(document)):
         path, _, anchor = target.partition("#")
-        if path.startswith("https://"):
+        if path.startswith(("https://", "http://")):
             continue
-        assert not path or (ROOT / path).exists(), target
+        assert not path or (folder / path).exists(), target
         if anchor:
-            assert anchor in anchors_of(document if not path else (ROOT / path).read_text(encoding="utf-8")), target
+            assert anchor in anchors_of(document if not path else (folder / path).read_text(encoding="utf-8")), target
 
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md", ".env.example", ".pre-commit-config.yaml"])
