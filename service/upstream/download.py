@@ -64,6 +64,7 @@ class ImageDownload:
         self._head = b""
         self._tail = b""
         self._tries = 0  # the attempts that count
+        self._refusals = 0  # answers of 429 that did not
         self._furthest = 0  # bytes of the image that the best attempt so far has reached
         self._held_back_seconds = 0.0
         self.attempts = 0
@@ -97,7 +98,9 @@ class ImageDownload:
         if error.received is not None:
             self._received = error.received
         threshold_seconds = self._policy.held_back_seconds
-        if rules.counts_as_try(progress_bytes, self._held_back_seconds, threshold_seconds):
+        if rules.refusal_is_free(error.failure.reason, self._refusals):
+            self._refusals += 1
+        elif rules.counts_as_try(progress_bytes, self._held_back_seconds, threshold_seconds):
             self._tries += 1
         if not error.retryable or self._tries >= self._policy.attempts:
             raise ImageFailed(error.failure) from error

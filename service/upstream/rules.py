@@ -24,6 +24,8 @@ BACKOFF_BASE_SECONDS = 0.25
 BACKOFF_CAP_SECONDS = 8.0
 # An upstream that asks for more patience than this is asked again earlier: the caller's proxy waits no longer.
 RETRY_AFTER_CAP_SECONDS = 30.0
+# Answers of 429 for one image that use up no try: with the shortest pause of the process some seconds of patience.
+FREE_REFUSALS = 7
 # A reader that took its time like this may well have made the storage drop the connection: not the image's fault.
 HELD_BACK_SECONDS = 5.0
 
@@ -190,6 +192,15 @@ def counts_as_try(progress_bytes: int, held_back_seconds: float, threshold_secon
     keeps this finite.
     """
     return progress_bytes <= 0 or held_back_seconds < threshold_seconds
+
+
+def refusal_is_free(reason: Reason, refusals: int) -> bool:
+    """Whether an attempt that failed so uses up none of the image's tries, after ``refusals`` that did not.
+
+    A 429 says nothing of the image, only that others are busy with the API too: it is waited for, up to
+    ``FREE_REFUSALS`` times.
+    """
+    return reason is Reason.RATE_LIMITED and refusals < FREE_REFUSALS
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, chance: float) -> float:

@@ -14,6 +14,7 @@ from service.upstream.addresses import TargetRules
 from service.upstream.client import UpstreamClient
 from service.upstream.download import DownloadPolicy
 from service.upstream.politeness import Politeness
+from service.upstream.rules import FREE_REFUSALS
 from service.upstream.transport import Transport, open_session
 from tests.archives import add_order, download, entries, failures_in, images_in, images_url, jpeg, manifest_in
 from tests.conftest import StartService
@@ -207,7 +208,6 @@ async def test_rolled_back_when_the_content_changed(
         pytest.param(Fault(Kind.SILENCE), "timeout", id="silence"),
         pytest.param(Fault(Kind.REFUSED), "connection_failed", id="refused"),
         pytest.param(Fault(Kind.STATUS, status=503), "upstream_error", id="503"),
-        pytest.param(Fault(Kind.STATUS, status=429, retry_after=0), "rate_limited", id="429"),
         pytest.param(Fault(Kind.EXPIRED_TARGET), "upstream_error", id="expired target"),
         pytest.param(Fault(Kind.HTML), "not_an_image", id="HTML"),
         pytest.param(Fault(Kind.WRONG_MAGIC), "not_an_image", id="wrong magic"),
@@ -227,6 +227,21 @@ async def test_tries_used_up(
     assert images_in(found) == {"0.jpg": jpeg(1000)}
     assert failures_in(found) == {"1.jpg": reason}
     assert manifest_in(found)["images"][1]["attempts"] == 3
+
+
+async def test_a_rate_limit_is_waited_for(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Several 429s cost an image none of its tries; one that meets nothing else is reported in the end."""
+    service = await start_service(**{**QUICK, "image_attempts": 1})
+    order = add_order(sandbox, [1000, SIZE])
+    refused = Fault(Kind.STATUS, status=429, retry_after=0)
+    sandbox.faults.script(order.images[0].image_id, [refused] * FREE_REFUSALS, origin="storage")
+    sandbox.faults.always(order.images[1].image_id, refused, origin="storage")
+    found = await download(client, images_url(service, order.order_id))
+    assert images_in(found) == {"0.jpg": jpeg(1000)}
+    assert failures_in(found) == {"1.jpg": "rate_limited"}
+    assert [one["attempts"] for one in manifest_in(found)["images"]] == [FREE_REFUSALS + 1] * 2
 
 
 @pytest.mark.parametrize(
