@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import Page, expect
 from pydantic import SecretStr
 
-from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxOrder
+from service.sandbox import DEMO_ORDER_ID, LARGE_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxOrder
 from tests.archives import add_order, entries, failures_in, images_in, jpeg
 from tests.browser.conftest import PHONE, OpenPage, Visit
 from tests.conftest import StartService
@@ -209,6 +209,34 @@ async def test_a_refused_download_is_told(sandbox: Sandbox, sandboxed: str, open
     await expect(opened.page.get_by_role("heading", name="Nothing could be downloaded")).to_be_visible()
     await expect(opened.page.locator("#failure-list")).to_contain_text("None of the images could be delivered")
     await expect(opened.page.get_by_role("button", name="Try again")).to_be_visible()
+
+
+async def test_a_session_that_is_over(start_service: StartService, open_page: OpenPage) -> None:
+    """Who must sign in again is asked to, instead of being shown a download that does not come."""
+    service = await start_service(service_api_keys=(SecretStr(KEY),))
+    page = (await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})).page
+    await page.get_by_label("Key of the service").fill(KEY)
+    await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
+    await page.get_by_role("button", name="Show order").click()
+    await expect(page.locator("#gallery li")).to_have_count(14)
+    await page.context.clear_cookies()
+    await page.get_by_role("button", name="Download ZIP").click()
+    await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    await expect(page.locator("[data-problem='key-required']")).to_be_visible()
+
+
+async def test_a_large_order(
+    sandbox: Sandbox, start_sandbox_service: StartService, open_page: OpenPage, tmp_path: Path
+) -> None:
+    """An order of a thousand images is shown in part, and downloaded whole."""
+    sandbox.rate_limit = None
+    service = await start_sandbox_service(upstream_requests_per_second=10_000)
+    page = (await visit(open_page, service, f"/?order={LARGE_ORDER_ID}")).page
+    await expect(page.locator("#gallery li")).to_have_count(48)
+    assert len(await save(page, "Download ZIP", tmp_path)) == 1000
+    await expect(page.get_by_role("heading", name="Done: 1,000 images in the ZIP")).to_be_visible()
+    await page.get_by_role("button", name="Show 952 more").click()
+    await expect(page.locator("#gallery .state", has_text="Downloaded")).to_have_count(1000)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

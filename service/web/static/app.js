@@ -12,7 +12,11 @@ import { Upload } from "./upload.js";
 const facts = await ask("/api/page");
 const session = new Session(sessionChanged);
 const view = new OrderView(orderChanged);
-const download = new Download((image) => view.progress(image), () => { byId("download").disabled = false; });
+const download = new Download(
+  (image) => view.progress(image),
+  () => { byId("download").disabled = false; },
+  () => attempt(() => ask(`/orders/${view.order.order_id}`)), // it may be that the visitor must sign in again
+);
 const upload = new Upload(facts, created, signInIfNeeded);
 
 function say(...notices) {

@@ -24,10 +24,11 @@ export class Download {
   #marks = [];
   #last = null;
 
-  /** `onImage` is told what becomes of each image, `onEnd` that nothing more comes. */
-  constructor(onImage, onEnd) {
+  /** `onImage` is told what becomes of each image, `onEnd` that nothing more comes, `onLost` that it cannot be followed. */
+  constructor(onImage, onEnd, onLost) {
     this.onImage = onImage;
     this.onEnd = onEnd;
+    this.onLost = onLost;
   }
 
   get missing() {
@@ -86,6 +87,7 @@ export class Download {
       byId("progress-text").textContent = "Its progress cannot be shown here: this part of the service does not know it.";
       show(byId("bar"), false);
       this.onEnd();
+      this.onLost();
     });
   }
 

@@ -35,6 +35,7 @@ function label(element, [text, tone]) {
 
 export class OrderView {
   #items = new Map();
+  #live = new Map(); // what a download has done with each image, shown or not
   #timer = null;
   #limit = SHOWN_AT_FIRST;
   order = null;
@@ -50,6 +51,7 @@ export class OrderView {
     const order = await ask(`/orders/${encodeURIComponent(id)}`);
     if (order.order_id !== this.order?.order_id) {
       this.#items.clear();
+      this.#live.clear();
       byId("gallery").replaceChildren();
       this.#limit = SHOWN_AT_FIRST;
     }
@@ -60,12 +62,9 @@ export class OrderView {
 
   /** Show what a running download does with an image. */
   progress(image) {
+    this.#live.set(image.image_id, image);
     const item = this.#items.get(image.image_id);
-    if (!item) return;
-    item.live = true;
-    item.row.dataset.writing = String(image.state === "writing");
-    label(item.state, STATE[image.state] ?? [image.state, ""]);
-    item.state.title = image.detail ?? "";
+    if (item) this.#renderProgress(item, image);
   }
 
   #take(order) {
@@ -113,6 +112,12 @@ export class OrderView {
     show(byId("order"));
   }
 
+  #renderProgress(item, image) {
+    item.row.dataset.writing = String(image.state === "writing");
+    label(item.state, STATE[image.state] ?? [image.state, ""]);
+    item.state.title = image.detail ?? "";
+  }
+
   #renderImage(image) {
     let item = this.#items.get(image.image_id);
     if (!item) {
@@ -121,10 +126,13 @@ export class OrderView {
       const name = make("span", { className: "name", title: image.entry }, image.entry);
       const row = make("li", { data: { image: image.image_id } }, picture, name, state);
       byId("gallery").append(row);
-      item = { row, picture, state, live: false, pictured: false };
+      item = { row, picture, state, pictured: false };
       this.#items.set(image.image_id, item);
     }
-    if (!item.live) {
+    const live = this.#live.get(image.image_id);
+    if (live) {
+      this.#renderProgress(item, live);
+    } else {
       label(item.state, READINESS[image.readiness] ?? [image.readiness, ""]);
       item.state.title = image.detail ?? "";
     }
