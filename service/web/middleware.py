@@ -13,6 +13,7 @@ from aiohttp import web
 from service.errors import (
     ArchiveBroken,
     InternalError,
+    InvalidBody,
     MethodNotAllowed,
     RouteNotFound,
     ServiceError,
@@ -150,4 +151,6 @@ def _routing_error(request: web.Request, error: web.HTTPException) -> ServiceErr
         return MethodNotAllowed(f"{request.method} is not one of {', '.join(allowed)}.", allowed=allowed)
     if isinstance(error, web.HTTPNotFound):
         return RouteNotFound("There is no such path.")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return InvalidBody("The body is larger than this path takes.")
     raise error
