@@ -35,6 +35,7 @@ from service.web import ops
 from service.web.admission import Admission
 from service.web.auth import Access, Credentials, FailureLimit, Links, ServiceKey, Sessions
 from service.web.create_order import create_order, create_sample_order
+from service.web.docs import get_docs, get_docs_asset, openapi_handler
 from service.web.links import create_link
 from service.web.middleware import add_headers, answer_problems, trace_request
 from service.web.order_archive import get_order_archive
@@ -100,6 +101,9 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
     app.router.add_get("/api/stats", stats)
     app.router.add_get("/api/sentry/issues", sentry_issues)
     app.router.add_get("/problems/{slug}", ops.explain_problem)
+    app.router.add_get("/openapi.json", openapi_handler(_version()))
+    app.router.add_get("/docs", get_docs)
+    app.router.add_get("/docs/{asset}", get_docs_asset)
     _add_ops_routes(app)
 
     async def services(app: web.Application) -> AsyncIterator[None]:

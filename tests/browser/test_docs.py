@@ -1,0 +1,74 @@
+"""The reference in a real browser: everything is there, works under its policy, and asks nobody else."""
+
+import re
+
+import pytest
+
+from service.sandbox import DEMO_ORDER_ID
+from service.web.openapi.document import OPERATIONS
+from tests.browser.conftest import PHONE, OpenPage, Visit
+from tests.conftest import StartService
+
+
+async def opened(visit: Visit) -> Visit:
+    """Return the visit once the operations are shown."""
+    await visit.page.wait_for_selector(".opblock")
+    return visit
+
+
+async def unfold(visit: Visit, operation_id: str) -> str:
+    """Unfold an operation and return its selector."""
+    block = f"[id$='-{operation_id}']"
+    await visit.page.click(f"{block} .opblock-summary-control")
+    await visit.page.wait_for_selector(f"{block} .responses-wrapper")
+    return block
+
+
+@pytest.mark.parametrize("options", [{}, {"viewport": PHONE}], ids=["desktop", "phone"])
+async def test_everything_is_shown(
+    options: dict[str, object], start_sandbox_service: StartService, open_page: OpenPage
+) -> None:
+    """Every operation can be unfolded, on a phone too, and nothing runs out of the window."""
+    visit = await opened(await open_page(await start_sandbox_service(), "/docs", **options))
+    shown = await visit.page.locator(".opblock").evaluate_all("blocks => blocks.map(block => block.id)")
+    assert [one.rpartition("-")[2] for one in shown] == [one.operation_id for one in OPERATIONS]
+    for operation in ("downloadOrder", "createOrder", "watchDownload", "createLink"):
+        await unfold(visit, operation)
+    wide, window = await visit.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide <= window
+
+
+async def test_operations_can_be_tried(start_sandbox_service: StartService, open_page: OpenPage) -> None:
+    """An operation that is tried as it stands is answered by the service."""
+    service = await start_sandbox_service()
+    visit = await opened(await open_page(service, "/docs"))
+    block = await unfold(visit, "getOrder")
+    await visit.page.click(f"{block} .try-out__btn")
+    await visit.page.click(f"{block} .execute")
+    answer = visit.page.locator(f"{block} .live-responses-table .response")
+    assert re.match(r"200\b", await answer.locator(".response-col_status").inner_text())
+    assert DEMO_ORDER_ID in await answer.inner_text()
+
+
+async def test_a_key_can_be_given(start_sandbox_service: StartService, open_page: OpenPage) -> None:
+    """The key that is entered once goes along with what is tried, in its header."""
+    visit = await opened(await open_page(await start_sandbox_service(), "/docs"))
+    await visit.page.click(".btn.authorize")
+    await visit.page.fill("#api_key_value", "the-key-that-was-entered")
+    await visit.page.click(".auth-container:has(#api_key_value) .btn.authorize >> nth=0")
+    await visit.page.click(".btn-done >> nth=0")
+    block = await unfold(visit, "getSession")
+    await visit.page.click(f"{block} .try-out__btn")
+    async with visit.page.expect_request("**/session") as asked:
+        await visit.page.click(f"{block} .execute")
+    headers = await (await asked.value).all_headers()
+    assert headers["x-api-key"] == "the-key-that-was-entered"
+
+
+async def test_no_other_document_is_shown(start_sandbox_service: StartService, open_page: OpenPage) -> None:
+    """An address cannot make the page load a document of somebody else."""
+    service = await start_sandbox_service()
+    path = "/docs?url=http://127.0.0.1:9/other.json&configUrl=http://127.0.0.1:9/other.json"
+    visit = await opened(await open_page(service, path))
+    assert await visit.page.locator(".info .link").first.inner_text() == "openapi.json"
+    assert await visit.page.locator(".opblock").count() == len(OPERATIONS)
