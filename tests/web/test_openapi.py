@@ -588,3 +588,41 @@ async def test_what_is_served(service: str, client: aiohttp.ClientSession) -> No
     for name in ("index.html", "..%2Findex.html", "%2e%2e%2fdocs.py", "LICENSE"):
         async with client.get(f"{service}/docs/{name}") as response:
             assert response.status == 404
+
+
+@pytest.mark.parametrize(
+    ("operation_id", "method", "path", "let_in"),
+    [
+        ("probeOrder", "HEAD", f"/orders/{DEMO_ORDER_ID}/images", 200),
+        ("getReceipt", "GET", f"/archives/{UNKNOWN}", 404),
+        ("listSentryIssues", "GET", "/api/sentry/issues", 503),
+        ("takeWebhook", "POST", "/webhooks/autoenhance", 204),
+    ],
+)
+async def test_each_way_to_be_let_in_works(
+    operation_id: str, method: str, path: str, let_in: int, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Without any of the documented secrets the answer is a 401; with each alone, in its place, it is not."""
+    keys_needed = {"service_api_keys": (SecretStr("a-key-of-the-service"),), "webhook_secret": SecretStr(SECRET)}
+    service = await start_service(**OPERATOR, **SIGNING, **keys_needed)
+    async with client.request(method, service + path) as response:
+        assert response.status == 401
+    async with client.post(f"{service}/orders/{DEMO_ORDER_ID}/links", headers=AS_ADMIN) as response:
+        link = (await response.json())["url"].partition("link=")[2]
+    async with client.post(f"{service}/session", json={"key": ADMIN}) as response:
+        session = response.cookies["batch_session"].value
+    client.cookie_jar.clear()
+    secrets = {"bearer": ADMIN, "serviceKey": "a-key-of-the-service", "operator": ADMIN, "session": session}
+    secrets |= {"link": link, "webhookSecret": SECRET}
+    for scheme in {name for need in described()[operation_id]["security"] for name in need}:
+        written = DOCUMENT["components"]["securitySchemes"][scheme]
+        place, name = written.get("in"), written.get("name")
+        options: dict[str, Any]
+        if written["type"] == "http":
+            options = {"headers": {"Authorization": f"Bearer {secrets[scheme]}"}}
+        elif place == "cookie":
+            options = {"headers": {"Cookie": f"{name}={secrets[scheme]}"}}
+        else:
+            options = {"params" if place == "query" else "headers": {name: secrets[scheme]}}
+        async with client.request(method, service + path, **options) as response:
+            assert response.status == let_in, scheme
