@@ -123,6 +123,7 @@ async def _drain(app: web.Application, drain_seconds: float) -> None:
     admission, uploads = app[SERVICES].admission, app[SERVICES].upload_admission
     admission.drain()
     uploads.drain()
+    app[SERVICES].live_orders.stop()  # who waits for images gets what there is, and a report of the rest
     if admission.active or uploads.active:
         log.info("service.draining", archives=admission.active, drain_seconds=drain_seconds)
         with suppress(TimeoutError):

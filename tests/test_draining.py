@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from service.sandbox import DEMO_ORDER_ID, Gate, Sandbox, SandboxOrder
-from tests.archives import add_order, entries, images_url, jpeg
+from tests.archives import add_order, entries, failures_in, images_in, images_url, jpeg
 from tests.test_process import RunningService, service_process
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -157,5 +157,20 @@ async def test_client_that_leaves_ends_the_draining(sandbox: Sandbox, client: ai
         response.close()
         async with asyncio.timeout(30):  # half of what draining may take
             assert await service.process.wait() == 0
+        await service.reading
+    assert "service.drain_expired" not in logged(service)
+
+
+async def test_a_wait_ends_when_the_service_does(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """A download that waits for images ends with what there is, and names the rest: nothing is broken off."""
+    order = add_order(sandbox, [1000, 1000])
+    sandbox.set_status(order.images[1].image_id, "processing")
+    async with service_process(sandbox) as service:
+        async with client.get(images_url(service.url, order.order_id, "?wait=600")) as response:
+            service.process.send_signal(signal.SIGTERM)
+            found = entries(await response.read())
+        assert failures_in(found) == {"1.jpg": "not_ready"}
+        assert images_in(found) == {"0.jpg": jpeg(1000, 0)}
+        assert await service.process.wait() == 0
         await service.reading
     assert "service.drain_expired" not in logged(service)

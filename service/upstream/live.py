@@ -33,6 +33,7 @@ class _Followed:
         self.followers = 0
         self.order: Order | None = None
         self.version = 0
+        self.ended = False
         self.woken = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
@@ -43,14 +44,24 @@ class _Followed:
         if changed:
             self.order = order
             self.version += 1
-            for waiting in self._waiting:
-                if not waiting.done():
-                    waiting.set_result(None)
+            self._tell()
         return changed
 
-    async def after(self, version: int) -> tuple[int, Order]:
-        """Return the next version of the order, and the order."""
-        while self.version <= version or self.order is None:
+    def _tell(self) -> None:
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def end(self) -> None:
+        """No news will come any more."""
+        self.ended = True
+        self._tell()
+
+    async def after(self, version: int) -> tuple[int, Order | None]:
+        """Return the next version of the order, and the order; ``None`` if no news will come."""
+        while self.version <= version:
+            if self.ended:
+                return version, None
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.add(waiting)
             try:
@@ -67,8 +78,8 @@ class Follower:
         self._followed = followed
         self._seen = followed.version
 
-    async def next(self) -> Order:
-        """Return the order when it has changed since the last call."""
+    async def next(self) -> Order | None:
+        """Return the order when it has changed since the last call; ``None`` when nobody looks at it any more."""
         self._seen, order = await self._followed.after(self._seen)
         return order
 
@@ -80,6 +91,7 @@ class LiveOrders:
         self._look = look
         self._first_pause_seconds = first_pause_seconds
         self._followed: dict[str, _Followed] = {}
+        self._stopped = False
 
     @asynccontextmanager
     async def follow(self, order: Order) -> AsyncIterator[Follower]:
@@ -88,6 +100,8 @@ class LiveOrders:
         followed = self._followed.setdefault(order_id, _Followed())
         followed.followers += 1
         followed.news(order)
+        if self._stopped:
+            followed.end()
         if followed.task is None:
             # In a context of its own: it belongs to no request, and may outlive the one that began it.
             followed.task = asyncio.create_task(self._poll(order_id, followed), context=Context())
@@ -99,6 +113,12 @@ class LiveOrders:
                 self._followed.pop(order_id, None)
                 followed.task.cancel()
                 await asyncio.wait([followed.task])
+
+    def stop(self) -> None:
+        """Tell every follower that no news will come: the service is about to stop."""
+        self._stopped = True
+        for followed in self._followed.values():
+            followed.end()
 
     def wake(self, order_id: str) -> bool:
         """Look at an order at once, because it is said to have changed; tell whether anybody follows it."""

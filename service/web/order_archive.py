@@ -98,11 +98,11 @@ def _has_failed(task: asyncio.Task[None]) -> bool:
 
 
 async def _with_images(order: Order, follower: Follower, wait_until: float) -> Order:
-    """Wait until a busy order lists images, or the wait is over: while brackets are merged it lists none."""
+    """Wait until a busy order lists images, or no more news come: while brackets are merged it lists none."""
     with suppress(TimeoutError):
         async with asyncio.timeout_at(wait_until):
-            while not order.images and order.busy:
-                order = await follower.next()
+            while not order.images and order.busy and (later := await follower.next()) is not None:
+                order = later
     return order
 
 
@@ -164,8 +164,8 @@ class _Download:
         live = LivePlan(self._plan, max_images=self._max_images)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(wait_until):
-                while live.waiting:
-                    news = live.update(await follower.next())
+                while live.waiting and (order := await follower.next()) is not None:
+                    news = live.update(order)
                     self._record.receipt.appeared([(item.position, item.image) for item in news.appeared])
                     self._stream.add(news.ready, news.failed, appeared=len(news.appeared))
         self._stream.add((), live.leftovers())
