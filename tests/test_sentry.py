@@ -41,13 +41,14 @@ ISSUE = {
 
 @dataclass
 class SentryStandIn:
-    """Takes envelopes in and answers with ``issues``; ``answer`` replaces that."""
+    """Takes envelopes in and answers with ``issues``; ``answer`` replaces that, ``hangs_up`` does without one."""
 
     url: str = ""
     envelopes: list[bytes] = field(default_factory=list)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     asked: list[web.Request] = field(default_factory=list)
     answer: web.Response | None = None
+    hangs_up: bool = False
 
     @property
     def dsn(self) -> SecretStr:
@@ -64,6 +65,8 @@ class SentryStandIn:
     async def issues(self, request: web.Request) -> web.Response:
         """Answer with the issues."""
         self.asked.append(request)
+        if self.hangs_up and request.transport is not None:
+            request.transport.abort()
         if self.answer is not None:
             return self.answer
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -266,6 +269,16 @@ async def test_issues_when_sentry_fails(
         text = await response.text()
     assert (response.status, json.loads(text)["type"]) == (502, f"/problems/{slug}")
     assert TOKEN not in text
+
+
+async def test_issues_when_sentry_hangs_up(
+    sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A connection that breaks before the answer is Sentry's failure, not a fault of the service."""
+    sentry.hangs_up = True
+    service = await start_service(**reading(sentry))
+    async with client.get(f"{service}/api/sentry/issues", headers=AS_ADMIN) as response:
+        assert (response.status, (await response.json())["type"]) == (502, "/problems/sentry-unavailable")
 
 
 async def test_issues_without_a_sentry(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from yarl import URL
 
 from service.errors import SentryNotConfigured, SentryRefused, SentryUnavailable, SentryUnreadable
+from service.upstream.transport import ConnectionBroke
 
 # An operator waits for this; and a list of issues is small.
 ANSWER_SECONDS = 10.0
@@ -82,7 +83,7 @@ class SentryApi:
                 return _read(await _bounded(response))
         except TimeoutError as error:
             raise SentryUnavailable(f"Sentry did not answer within {ANSWER_SECONDS:g} s.") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (ConnectionBroke, aiohttp.ClientError, OSError) as error:
             raise SentryUnavailable("Sentry cannot be reached.") from error
 
     def _configured(self) -> tuple[str, ...]:
