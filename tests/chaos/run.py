@@ -48,7 +48,7 @@ async def run(plan: Plan) -> Tally:
     unzip = find_unzip()
     tally = Tally(plan.seed, clients=plan.clients, unzip=unzip is not None)
     async with Sandbox(rate_limit=None) as sandbox, service_process(sandbox, **SERVICE_SETTINGS) as service:
-        theatre = _Theatre(sandbox, service.url, tally, unzip)
+        theatre = Theatre(sandbox, service.url, tally, unzip)
         numbers = iter([plan.only] if plan.only is not None else range(1, plan.archives + 1))
         in_time = itertools.takewhile(lambda _: time.monotonic() < started + plan.seconds, numbers)
         async with asyncio.TaskGroup() as callers:
@@ -62,12 +62,12 @@ async def run(plan: Plan) -> Tally:
     return tally
 
 
-async def _call(theatre: "_Theatre", seed: int, numbers: Iterator[int]) -> None:
+async def _call(theatre: "Theatre", seed: int, numbers: Iterator[int]) -> None:
     for number in numbers:
         await theatre.play(make_scenario(seed, number, sorted(theatre.sandbox.formats)))
 
 
-class _Theatre:
+class Theatre:
     """Plays scenarios, several at once."""
 
     def __init__(self, sandbox: Sandbox, service: str, tally: Tally, unzip: str | None) -> None:
@@ -77,8 +77,8 @@ class _Theatre:
         self._unzip = unzip
         self._limits: Counter[int] = Counter()
 
-    async def play(self, scenario: Scenario) -> None:
-        """Download the archive of one scenario, judge it and count it."""
+    async def play(self, scenario: Scenario) -> Arrived:
+        """Download the archive of one scenario, judge it and count it; return what came."""
         stage = Stage(self.sandbox, scenario)
         with stage.standing(), self._limited(scenario.rate_limit):
             url = images_url(self._service, scenario.order_id).with_query(scenario.query)
@@ -91,6 +91,7 @@ class _Theatre:
         complaint = await self._second_opinion(arrived)
         self._tally.bytes_received += len(arrived.body)
         self._tally.add(scenario, asked, _with(verdict, [*late, *leaks, *complaint]))
+        return arrived
 
     async def _second_opinion(self, arrived: Arrived) -> list[Finding]:
         if self._unzip is None or arrived.ending is not Ending.CLEAN or arrived.status != 200:
