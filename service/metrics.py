@@ -40,6 +40,9 @@ _USUAL_STATUSES: dict[Hop, tuple[int, ...]] = {
     Hop.ASSET: (302, 500, 502, 503),
     Hop.STORAGE: (200, 206, 403, 500, 503),
 }
+# What alerts ask of the requests for archives: a rate does not see the event that makes its series.
+ARCHIVE_ROUTE = "/orders/{order_id}/images"
+ARCHIVE_STATUSES = (200, 500, 502, 503, 504)
 
 
 class Metrics:
@@ -209,6 +212,8 @@ class Metrics:
             self.image_retries.labels(reason.value)
         for method in ResumeMethod:
             self.image_resumes.labels(method.value)
+        for answer in ARCHIVE_STATUSES:
+            self.http_requests.labels(ARCHIVE_ROUTE, "GET", str(answer))
         for hop, statuses in _USUAL_STATUSES.items():
             self.upstream_request_duration.labels(hop.value)
             for status in (*statuses, NO_ANSWER):

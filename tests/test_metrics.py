@@ -19,7 +19,7 @@ from yarl import URL
 
 from service.archive.writer import ArchiveWriter
 from service.logs import configure_logs
-from service.metrics import LAG_INTERVAL_SECONDS, Metrics, watch_loop_lag
+from service.metrics import ARCHIVE_ROUTE, ARCHIVE_STATUSES, LAG_INTERVAL_SECONDS, Metrics, watch_loop_lag
 from service.model import ArchiveOutcome, Reason
 from service.sandbox import DEMO_ORDER_ID, EMPTY_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
 from service.server import running
@@ -28,7 +28,6 @@ from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService, settings_for
 
 SIZE, CUT = 300_000, 120_000
-ARCHIVE_ROUTE = "/orders/{order_id}/images"
 BROKEN = Fault(Kind.STATUS, status=404)
 RESET = Fault(Kind.RESET, after_bytes=CUT)
 ADMIN = "operators-only-7"
@@ -564,6 +563,8 @@ def test_known_labels_start_at_zero() -> None:
         assert samples["batch_image_retries_total", reason.value] == 0
     assert samples["batch_image_resumes_total", "replay"] == samples["batch_image_resumes_total", "range"] == 0
     assert samples["batch_upstream_requests_total", "storage", "error"] == 0
+    for status in ARCHIVE_STATUSES:
+        assert samples["batch_http_requests_total", ARCHIVE_ROUTE, "GET", str(status)] == 0
     assert not any(name[0].endswith("_created") for name in samples)
 
 

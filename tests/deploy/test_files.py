@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from service.metrics import Metrics
+from service.metrics import ARCHIVE_ROUTE, ARCHIVE_STATUSES, Metrics
 from tests.deploy.shipped import (
     CONFIG,
     DASHBOARD,
@@ -130,6 +130,14 @@ def test_metrics_exist(where: str) -> None:
         names = {name for name in names if not name.startswith("process_")}  # the client library reads /proc
     assert names
     assert names - exposed_names() - OWN_SERIES - set(rules("record")) == set()
+
+
+def test_first_requests_are_seen() -> None:
+    """The statuses that rules ask for of the requests for archives are exposed from the start, as 0."""
+    asks = rf'route="{re.escape(ARCHIVE_ROUTE)}", status=~?"([^"]+)"'
+    asked = {one for found in re.findall(asks, " ".join(expressions().values())) for one in found.split("|")}
+    assert "503" in asked
+    assert asked <= {str(status) for status in ARCHIVE_STATUSES}
 
 
 def test_metrics_of_the_runbook_exist() -> None:

@@ -245,6 +245,8 @@ async def test_every_query_is_answered(sandbox: Sandbox, client: aiohttp.ClientS
         bought = add_order(sandbox, [SIZE] * 2).order_id
         for order_id, query in ((faulty_order(sandbox), ""), (changing_order(sandbox), ""), (bought, "&preview=false")):
             assert await caller.fetch(order_id, f"?manifest=always{query}") == 200
+        sandbox.faults.order(bought, [Fault(Kind.NOT_JSON)])
+        assert await caller.fetch(bought) == 502
         headers = {"X-Admin-Token": OPERATOR}
         async with client.post(f"{service.url}/api/create-sample-order", headers=headers) as response:
             assert response.status == 201
