@@ -454,6 +454,18 @@ async def test_turns_tell_how_long_they_took() -> None:
     assert await politeness.turn() == 0
 
 
+async def test_waiting_for_turns_is_counted(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """What the service's own limit makes requests to the API wait is there in seconds, added over all of them."""
+    service = await start_service(upstream_requests_per_second=20)
+    started = time.monotonic()
+    await download(client, images_url(service, add_order(sandbox, [1000] * 4).order_id))
+    scrape = await scrape_after(client, service)
+    # Nine requests (look-up, and each image's two), of which two may go at once, and then one every 50 ms.
+    assert 0.3 < scrape("batch_rate_limit_wait_seconds_total") < 9 * (time.monotonic() - started)
+
+
 @pytest.mark.parametrize(
     ("query", "spent"),
     [
@@ -574,6 +586,12 @@ def test_two_apps_have_metrics_of_their_own() -> None:
     one.archives.labels("complete").inc()
     assert one.registry.get_sample_value("batch_archives_total", {"outcome": "complete"}) == 1
     assert other.registry.get_sample_value("batch_archives_total", {"outcome": "complete"}) == 0
+
+
+async def test_the_event_loop_is_watched(service: str, client: aiohttp.ClientSession) -> None:
+    """A running service measures its loop without being asked."""
+    while not (await scrape_after(client, service, archives=0))("batch_event_loop_lag_seconds_count"):
+        pass
 
 
 async def test_event_loop_lag() -> None:
