@@ -1,7 +1,8 @@
 """Reports faults of the service to Sentry, if the operator wants that. The only file that knows the SDK.
 
 What leaves the process has passed through the logs' redaction. Problems, failed images and clients that leave are not
-faults and are never reported; neither are bodies, local variables, or the requests that the service makes.
+faults and are never reported; neither are bodies, local variables, callers' addresses, or the requests that the service
+makes.
 """
 
 import asyncio
@@ -21,6 +22,11 @@ Report = Callable[[BaseException], None]
 FLUSH_SECONDS = 2.0
 # Reports that wait to be sent; what comes on top is dropped. A fault that happens this often needs no more copies.
 QUEUED_REPORTS = 50
+# All that is told of a request's headers. Proxies add others, which hold addresses (X-Forwarded-For), whole URLs with a
+# link's token (X-Original-URI), or the proof of who signed in (Cf-Access-Jwt-Assertion): no list of them is complete.
+HEADERS_TOLD = frozenset(
+    {"accept", "accept-encoding", "content-length", "content-type", "host", "traceparent", "user-agent", "x-request-id"}
+)
 
 
 def report_nothing(_error: BaseException) -> None:
@@ -45,7 +51,11 @@ async def reporting(dsn: str | None, *, release: str, redactor: Redactor) -> Asy
         return
 
     def before_send(event: Any, _hint: Any) -> Any:
-        event.get("request", {}).pop("query_string", None)  # a link's token may be in it
+        if (request := event.get("request")) is not None:
+            event["request"] = {name: request[name] for name in ("url", "method") if name in request}
+            event["request"]["headers"] = {
+                name: value for name, value in request.get("headers", {}).items() if name.lower() in HEADERS_TOLD
+            }
         return redactor.clean(event)
 
     try:

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import io
 import json
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from service.archive.writer import ArchiveWriter
 from service.logs import configure_logs
 from service.sandbox import DEMO_ORDER_ID, Sandbox
+from service.sentry import HEADERS_TOLD
 from tests.archives import add_order, download, images_url
 from tests.conftest import StartService
 
@@ -133,7 +135,7 @@ async def test_a_fault_is_reported_once_and_without_secrets(
     client: aiohttp.ClientSession,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A fault of the service arrives with its request's id and route; no key, token or signed query goes with it."""
+    """A fault of the service arrives with its request's id and route; no key, token, address or query goes with it."""
     service = await start_service(sentry_dsn=sentry.dsn, **reading(sentry))
     order = add_order(sandbox, [1000])
     message = f"{sandbox.api_key} {ADMIN} at https://storage.example/a.jpg?X-Amz-Signature=hush"
@@ -143,7 +145,15 @@ async def test_a_fault_is_reported_once_and_without_secrets(
         raise RuntimeError(message + local)
 
     monkeypatch.setattr(ArchiveWriter, "finish", fail)
-    headers = {"X-Request-ID": "find-me", "X-API-Key": "callers-own", "Authorization": "Bearer of-the-caller"}
+    headers = {
+        "X-Request-ID": "find-me",
+        "X-API-Key": "callers-own",
+        "Authorization": "Bearer of-the-caller",
+        "Cookie": "batch_session=of-the-session",
+        "X-Forwarded-For": "203.0.113.7",
+        "X-Original-URI": "/orders/x/images?link=of-a-link",
+        "Cf-Access-Jwt-Assertion": "who-signed-in",
+    }
     with pytest.raises(aiohttp.ClientPayloadError):
         async with client.get(images_url(service, order.order_id), headers=headers) as response:
             await response.read()
@@ -154,8 +164,13 @@ async def test_a_fault_is_reported_once_and_without_secrets(
     assert event["transaction"].endswith("/images")
     assert event["release"].startswith("autoenhance-batch@")
     assert all("vars" not in frame for frame in event["exception"]["values"][-1]["stacktrace"]["frames"])
+    request = event["request"]
+    assert request.keys() == {"url", "method", "headers"}
+    assert request["url"].endswith(f"/orders/{order.order_id}/images")
+    assert {name.lower() for name in request["headers"]} <= HEADERS_TOLD
     raw = b"\n".join(sentry.envelopes).decode()
-    for secret in (sandbox.api_key, ADMIN, TOKEN, "callers-own", "of-the-caller", "hush", "in-a-variable"):
+    of_the_caller = [value for name, value in headers.items() if name != "X-Request-ID"]
+    for secret in (sandbox.api_key, ADMIN, TOKEN, *of_the_caller, "of-a-link", "hush", "in-a-variable"):
         assert secret not in raw
 
 
@@ -201,6 +216,20 @@ async def test_a_bad_dsn_does_not_keep_the_service_from_starting(
     service = await start_service(sentry_dsn=SecretStr("https://sentry.example/no-key"))
     assert await download(client, images_url(service, DEMO_ORDER_ID))
     assert [json.loads(line)["event"] for line in logged.getvalue().splitlines()].count("sentry.bad_dsn") == 1
+
+
+async def test_a_missing_sdk_does_not_keep_the_service_from_starting(
+    sentry: SentryStandIn,
+    start_service: StartService,
+    client: aiohttp.ClientSession,
+    logged: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the extra the log says what is missing, and orders are served."""
+    monkeypatch.setitem(sys.modules, "sentry_sdk", None)  # as if it were not there
+    service = await start_service(sentry_dsn=sentry.dsn)
+    assert await download(client, images_url(service, DEMO_ORDER_ID))
+    assert [json.loads(line)["event"] for line in logged.getvalue().splitlines()].count("sentry.not_installed") == 1
 
 
 async def test_issues(sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession) -> None:
