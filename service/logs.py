@@ -56,13 +56,14 @@ def read_traceparent(values: Sequence[str]) -> Trace | None:
 
 @contextmanager
 def request_context(request_id: str, trace: Trace | None) -> Iterator[None]:
-    """Put the request's id, and its trace's if it has one, into every log line written inside."""
+    """Put the request's id, its trace's if it has one, and whatever is bound inside, into every line written inside."""
     fields = {"request_id": request_id, **({"trace_id": trace.trace_id} if trace else {})}
     token = _trace.set(trace)
+    structlog.contextvars.bind_contextvars(**fields)
     try:
-        with structlog.contextvars.bound_contextvars(**fields):
-            yield
+        yield
     finally:
+        structlog.contextvars.clear_contextvars()  # the connection's next request is another
         _trace.reset(token)
 
 

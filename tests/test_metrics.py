@@ -293,7 +293,23 @@ async def test_fault_of_our_own(
     assert scrape.above_zero("batch_archives_total") == {("aborted",): 1}
     (finished,) = events(logged, "archive.finished")
     assert finished["why"] == "internal-error"
-    assert len(events(logged, "request.failed")) == 1
+    (failed,) = events(logged, "request.failed")
+    (ended,) = [one for one in events(logged, "http.request") if one["path"].endswith("/images")]
+    names = ("request_id", "archive_id", "order_id")
+    assert [failed[name] for name in names] == [ended[name] for name in names] == [finished[name] for name in names]
+
+
+async def test_lines_of_a_connection_are_kept_apart(sandbox: Sandbox, service: str, logged: io.StringIO) -> None:
+    """What is bound to one request is not found in the lines of the next on the same connection."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as one_connection:
+        await download(one_connection, images_url(service, add_order(sandbox, [1000]).order_id))
+        await scrape_after(one_connection, service)
+    first, *others = events(logged, "http.request")
+    assert {"request_id", "archive_id", "order_id"} <= first.keys()
+    assert others
+    for line in others:
+        assert line["request_id"] != first["request_id"]
+        assert not {"archive_id", "order_id"} & line.keys()
 
 
 async def test_client_gone_during_the_look_up(
@@ -590,8 +606,9 @@ def test_two_apps_have_metrics_of_their_own() -> None:
 
 async def test_the_event_loop_is_watched(service: str, client: aiohttp.ClientSession) -> None:
     """A running service measures its loop without being asked."""
-    while not (await scrape_after(client, service, archives=0))("batch_event_loop_lag_seconds_count"):
-        pass
+    async with asyncio.timeout(20 * LAG_INTERVAL_SECONDS):
+        while not (await scrape_after(client, service, archives=0))("batch_event_loop_lag_seconds_count"):
+            pass
 
 
 async def test_event_loop_lag() -> None:

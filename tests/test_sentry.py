@@ -161,6 +161,7 @@ async def test_a_fault_is_reported_once_and_without_secrets(
     (event,) = sentry.events()
     assert event["exception"]["values"][-1]["type"] == "RuntimeError"
     assert event["tags"]["request_id"] == "find-me"
+    assert event["tags"]["order_id"] == order.order_id
     assert event["transaction"].endswith("/images")
     assert event["release"].startswith("autoenhance-batch@")
     assert all("vars" not in frame for frame in event["exception"]["values"][-1]["stacktrace"]["frames"])

@@ -40,11 +40,11 @@ async def get_order_archive(request: web.Request) -> web.StreamResponse:
     )
     # What is too long for an id is no id, and fills no log.
     order_id = request.match_info["order_id"][:ORDER_ID_CHARACTERS]
-    with structlog.contextvars.bound_contextvars(order_id=order_id, archive_id=record.archive_id):
-        if request.method == "HEAD":  # makes no archive: there is nothing to account for
-            return await _serve(request, services, record)
-        with record:
-            return await _serve(request, services, record)
+    structlog.contextvars.bind_contextvars(order_id=order_id, archive_id=record.archive_id)
+    if request.method == "HEAD":  # makes no archive: there is nothing to account for
+        return await _serve(request, services, record)
+    with record:
+        return await _serve(request, services, record)
 
 
 async def _serve(request: web.Request, services: Services, record: ArchiveRecord) -> web.StreamResponse:

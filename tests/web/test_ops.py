@@ -262,7 +262,7 @@ async def test_trace_goes_to_the_api_alone(
     assert not any("traceparent" in one.headers for one in sandbox.requests if one.origin == "storage")
     lines = [json.loads(line) for line in logged.getvalue().splitlines()]
     of_the_archive = [line for line in lines if "archive_id" in line]
-    assert len(of_the_archive) == 15
+    assert len(of_the_archive) == 16, "14 images, the archive, its request"
     assert {line["trace_id"] for line in of_the_archive} == {TRACE_ID}
 
 
