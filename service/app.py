@@ -111,14 +111,20 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
             allow_private=settings.allow_private_upstream,
             connect_timeout_seconds=settings.connect_timeout_seconds,
         )
+        # Where Sentry is, the operator alone says, and nothing redirects there: it may well be in a private network.
+        sentry_session = open_session(allow_private=True, connect_timeout_seconds=settings.connect_timeout_seconds)
         dsn, redactor = settings.sentry_dsn, Redactor(settings.secrets())
         release = f"autoenhance-batch@{_version()}"
         async with (
             session,
+            sentry_session,
             reporting(dsn.get_secret_value() if dsn else None, release=release, redactor=redactor) as report_fault,
         ):
             access = _access(settings, sandbox=demo_order_id is not None)
-            app[SERVICES] = _services(settings, session, access, redactor, report_fault, demo_order_id=demo_order_id)
+            sentry = _sentry_api(settings, sentry_session)
+            app[SERVICES] = _services(
+                settings, session, access, redactor, report_fault, sentry=sentry, demo_order_id=demo_order_id
+            )
             async with _loop_lag_watched(app[SERVICES].metrics):
                 yield
 
@@ -178,6 +184,7 @@ def _services(
     redactor: Redactor,
     report_fault: Report,
     *,
+    sentry: SentryApi,
     demo_order_id: str | None,
 ) -> Services:
     running_version = _version()
@@ -191,7 +198,7 @@ def _services(
     metrics.receipts_held.set_function(lambda: len(receipts))
     metrics.event_streams.set_function(lambda: event_admission.active)
     metrics.archives_limit.set(settings.max_archives)
-    key, sentry_token = settings.autoenhance_api_key, settings.sentry_auth_token
+    key = settings.autoenhance_api_key
     upstream, uploads = _upstream_clients(settings, session, metrics, breaker) if key else (None, None)
     return Services(
         upstream=upstream,
@@ -199,13 +206,7 @@ def _services(
         metrics=metrics,
         recent_errors=RecentErrors(redactor.clean),
         report_fault=report_fault,
-        sentry=SentryApi(
-            session,
-            base=settings.sentry_api_base,
-            token=sentry_token.get_secret_value() if sentry_token else None,
-            organization=settings.sentry_org,
-            project=settings.sentry_project,
-        ),
+        sentry=sentry,
         access=access,
         allowed_origins=frozenset(settings.allowed_origins),
         admission=Admission(settings.max_archives),
@@ -235,6 +236,17 @@ def _services(
         version=running_version,
         started=time.monotonic(),
         public_limits={name: getattr(settings, name) for name in PUBLIC_LIMITS},
+    )
+
+
+def _sentry_api(settings: Settings, session: ClientSession) -> SentryApi:
+    token = settings.sentry_auth_token
+    return SentryApi(
+        session,
+        base=settings.sentry_api_base,
+        token=token.get_secret_value() if token else None,
+        organization=settings.sentry_org,
+        project=settings.sentry_project,
     )
 
 

@@ -261,6 +261,16 @@ async def test_issues(sentry: SentryStandIn, start_service: StartService, client
     assert asked.query["query"] == "is:unresolved"
 
 
+async def test_issues_of_a_sentry_in_a_private_network(
+    sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Sentry may be where the upstream must not be: only the operator says where it is."""
+    by_name = sentry.url.replace("127.0.0.1", "localhost")
+    service = await start_service(**reading(sentry, sentry_api_base=by_name, allow_private_upstream=False))
+    async with client.get(f"{service}/api/sentry/issues", headers=AS_ADMIN) as response:
+        assert response.status == 200
+
+
 async def test_issues_are_the_operators(
     sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
