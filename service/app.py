@@ -197,6 +197,8 @@ def _services(
     event_admission = Admission(MAX_EVENT_STREAMS, "event streams are open")
     metrics.receipts_held.set_function(lambda: len(receipts))
     metrics.event_streams.set_function(lambda: event_admission.active)
+    admission = Admission(settings.max_archives)
+    metrics.archive_places_taken.set_function(lambda: admission.active)
     metrics.archives_limit.set(settings.max_archives)
     key = settings.autoenhance_api_key
     upstream, uploads = _upstream_clients(settings, session, metrics, breaker) if key else (None, None)
@@ -209,7 +211,7 @@ def _services(
         sentry=sentry,
         access=access,
         allowed_origins=frozenset(settings.allowed_origins),
-        admission=Admission(settings.max_archives),
+        admission=admission,
         event_admission=event_admission,
         receipts=receipts,
         demo_order_id=demo_order_id,

@@ -62,9 +62,12 @@ class Metrics:
     def _make_archive_metrics(self) -> None:
         self.archives = self._counter("batch_archives", "Archives by how they ended.", "outcome")
         self.archives_in_progress = self._gauge("batch_archives_in_progress", "Archives being streamed now.")
+        self.archive_places_taken = self._gauge(
+            "batch_archive_places_taken", "Requests that hold one of the places, from the look-up of their order on."
+        )
         self.receipts_held = self._gauge("batch_receipts", "Receipts held, of running and of ended archives.")
         self.event_streams = self._gauge("batch_event_streams", "Watchers of archives' events.")
-        self.archives_limit = self._gauge("batch_archives_limit", "The most archives that are streamed at a time.")
+        self.archives_limit = self._gauge("batch_archives_limit", "The most places that there are.")
         self.archive_first_byte = self._histogram(
             "batch_archive_first_byte_seconds",
             "From a request's arrival to the first byte of its archive handed to the client, without wait=.",

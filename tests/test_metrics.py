@@ -108,6 +108,7 @@ async def test_complete_archive(sandbox: Sandbox, service: str, client: aiohttp.
     assert scrape("batch_upstream_blocked_seconds_total") > 0, "the first byte was waited for"
     for name in (
         "batch_archives_in_progress",
+        "batch_archive_places_taken",
         "batch_client_blocked_seconds_total",
         "batch_credits_spent_total",
         "batch_image_resumes_total",
@@ -319,6 +320,8 @@ async def test_client_gone_during_the_look_up(
     sandbox.faults.order(DEMO_ORDER_ID, [Fault(Kind.SILENCE)])
     asking = asyncio.create_task(client.get(images_url(service, DEMO_ORDER_ID)))
     await sandbox.wait_until(lambda: len(sandbox.requests) == 1)
+    looking_up = await scrape_after(client, service, archives=0)
+    assert (looking_up("batch_archive_places_taken"), looking_up("batch_archives_in_progress")) == (1, 0)
     asking.cancel()
     scrape = await scrape_after(client, service)
     assert scrape.above_zero("batch_archives_total") == {("client_gone",): 1}
