@@ -39,7 +39,7 @@ class Change:
 class Receipt:
     """One archive, as far as it has come. ``now`` gives the time of day."""
 
-    def __init__(self, archive_id: str, now: Callable[[], datetime], on_end: Callable[[str], None]) -> None:
+    def __init__(self, archive_id: str, now: Callable[[], datetime], on_end: "Callable[[Receipt], None]") -> None:
         self.archive_id = archive_id
         self._on_end = on_end
         self._downloaded = 0
@@ -111,7 +111,7 @@ class Receipt:
         self._state, self._why, self._problem, self._writing = outcome.value, why, problem, None
         self.ended_at = self._now()
         self._changed("end", self.summary())
-        self._on_end(self.archive_id)
+        self._on_end(self)
 
     def snapshot(self) -> dict[str, Any]:
         """Return everything."""
@@ -255,10 +255,11 @@ class Receipts:
                     self._awaited.pop(archive_id, None)
         return self.find(archive_id)
 
-    def _has_ended(self, archive_id: str) -> None:
-        receipt = self._running.pop(archive_id, None)
-        if receipt is not None:  # one that was never filed is nobody's
-            self._ended[archive_id] = receipt
+    def _has_ended(self, receipt: Receipt) -> None:
+        # One that was never filed is nobody's, and another may run under its id: it was refused for that.
+        if self._running.get(receipt.archive_id) is receipt:
+            del self._running[receipt.archive_id]
+            self._ended[receipt.archive_id] = receipt
             self._images += receipt.image_count
 
     def _forget(self) -> None:

@@ -74,6 +74,22 @@ def test_an_id_is_taken_as_long_as_it_is_remembered() -> None:
     receipts.file(receipts.new("a"))
 
 
+def test_who_is_refused_an_id_does_not_end_whose_it_is() -> None:
+    """The end of a request for an id that is in use changes nothing of the archive that runs under it."""
+    clock = Clock()
+    receipts = Receipts(limit=1, ttl_seconds=60, now=clock)
+    running = filed(receipts, "a", IMAGES)
+    refused = receipts.new("a")
+    with pytest.raises(ArchiveIdInUse):
+        receipts.file(refused)
+    refused.end(ArchiveOutcome.REJECTED, "archive-id-in-use")
+    for name in ("b", "c"):
+        filed(receipts, name).end(ArchiveOutcome.COMPLETE, None)
+    assert receipts.find("a") is running
+    clock.moment += timedelta(seconds=61)
+    assert len(receipts) == 1
+
+
 def test_the_oldest_are_forgotten() -> None:
     """Number, age and images bound what is kept; archives that run are never forgotten."""
     clock = Clock()
