@@ -22,7 +22,8 @@ class ReportContext:
     """What the report says beside the outcomes.
 
     ``parameters`` are the request's own and must fit into JSON; the ``retry_urls`` together ask for exactly the
-    missing images (several, where the ids are too many for one URL).
+    missing images (several, where the ids are too many for one URL). ``credits_spent`` counts the images of the archive
+    that had to be bought.
     """
 
     order_id: str
@@ -31,6 +32,7 @@ class ReportContext:
     parameters: Mapping[str, object]
     created_at: str
     retry_urls: Sequence[str]
+    credits_spent: int = 0
 
 
 class Retry(StrEnum):
@@ -81,6 +83,8 @@ def report_text(context: ReportContext, outcomes: Sequence[Outcome]) -> str:
         "",
         f"{len(outcomes) - len(missing)} of {len(outcomes)} images are in this archive.",
     ]
+    if context.credits_spent:
+        lines.append(f"Bought in full quality for it: {context.credits_spent}.")
     if missing:
         lines += ["", f"Missing ({len(missing)}):"]
         for outcome in missing:
@@ -110,6 +114,7 @@ def manifest(context: ReportContext, outcomes: Sequence[Outcome]) -> dict[str, o
             "failed": len(missing),
             "bytes": sum(entry.size for entry in entries),
         },
+        "credits_spent": context.credits_spent,
         "missing": missing,
         "retry_urls": list(context.retry_urls) if missing else [],
         "images": [_manifest_image(outcome) for outcome in ordered],

@@ -36,7 +36,7 @@ class ArchiveRecord:
         self._stream: ArchiveStream | None = None
         self._response: ArchiveResponse | None = None
         self._first_byte_seconds: float | None = None
-        self._credits_spent = 0
+        self.credits_spent = 0
         # What the metrics know already of bytes, rollbacks, and seconds blocked by client and upstream.
         self._told = (0, 0, 0.0, 0.0)
 
@@ -64,7 +64,7 @@ class ArchiveRecord:
         """Count one image, and what has been sent until now: a long archive shows while it runs."""
         bought = self._plan is not None and self._plan.options.image.spends_credits and not outcome.image.paid
         spent = bought and outcome.entry is not None
-        self._credits_spent += spent
+        self.credits_spent += spent
         self._metrics.count_image(outcome, spent=spent)
         self.receipt.concluded(outcome, spent=spent)
         self._tell_progress()
@@ -142,7 +142,7 @@ class ArchiveRecord:
             first_byte_seconds=None if self._first_byte_seconds is None else round(self._first_byte_seconds, 3),
             client_blocked_seconds=round(client_seconds, 3),
             upstream_blocked_seconds=round(upstream_seconds, 3),
-            credits_spent=self._credits_spent,
+            credits_spent=self.credits_spent,
         )
 
     def _outcomes(self) -> list[Outcome]:

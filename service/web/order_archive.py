@@ -210,6 +210,7 @@ class _Download:
             parameters=_parameters(self._request),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             retry_urls=_retry_urls(self._url, query, [image_id for image_id in missing if image_id]),
+            credits_spent=self._record.credits_spent,
         )
 
 

@@ -104,6 +104,17 @@ def test_report_does_not_send_people_on_a_pointless_errand(reason: Reason) -> No
     assert "curl" not in text
 
 
+def test_what_was_bought_is_said() -> None:
+    """Credits are money: report and manifest tell how many it took, and the report is silent about none."""
+    context = replace(CONTEXT, credits_spent=12)
+
+    assert "3 of 3 images are in this archive.\nBought in full quality for it: 12.\n" in report_text(
+        context, [GOOD] * 3
+    )
+    assert "Bought" not in report_text(CONTEXT, [GOOD])
+    assert manifest(context, [GOOD])["credits_spent"] == 12
+
+
 def test_every_reason_has_plain_words() -> None:
     """A new reason cannot be forgotten here, and no two read alike."""
     assert set(PLAIN_WORDS) == set(Reason)
@@ -149,6 +160,7 @@ def test_manifest_for_programs() -> None:
         "created_at": "2026-01-02T03:04:05Z",
         "parameters": {"format": "jpeg", "preview": True, "quality": None},
         "counts": {"total": 2, "downloaded": 1, "failed": 1, "bytes": 1234},
+        "credits_spent": 0,
         "missing": ["id-2"],
         "retry_urls": ["https://zip.example/orders/1/images?only=b&only=c's"],
         "images": [

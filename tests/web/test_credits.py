@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import uuid
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
+from service.archive.report import REPORT_NAME
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
-from tests.archives import add_order, download, images_url
+from tests.archives import add_order, download, entries, images_url, manifest_in
 from tests.conftest import StartService
 
 
@@ -36,24 +39,53 @@ async def test_max_credits(
 
 
 async def test_what_is_paid_costs_nothing_more(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """The bound counts what must still be bought; the manifest of a second download says that nothing was."""
+    """The bound counts what must still be bought; all that the service tells of it agrees with the ledger."""
     order = add_order(sandbox, [100, 200, 300])
-    query = "?preview=false&max_credits="
-    first = f"{query}1&only={order.images[0].image_id}"
-    await download(client, images_url(service, order.order_id, first))
-    assert len(await download(client, images_url(service, order.order_id, f"{query}2"))) == 3
-    await download(client, images_url(service, order.order_id, f"{query}0"))
+    query = "?preview=false&manifest=always&max_credits="
+    for query_of_one, bought in ((f"{query}1&only={order.images[0].image_id}", 1), (f"{query}2", 2), (f"{query}0", 0)):
+        before = sandbox.credits_spent
+        with capture_logs() as lines:
+            async with client.get(images_url(service, order.order_id, query_of_one)) as response:
+                files = entries(await response.read())
+        (finished,) = [line for line in lines if line["event"] == "archive.finished"]
+        async with client.get(f"{service}/archives/{response.headers['X-Archive-Id']}") as answer:
+            receipt = await answer.json()
+        told = (manifest_in(files)["credits_spent"], receipt["credits_spent"], finished["credits_spent"])
+        assert told == (bought,) * 3 == (sandbox.credits_spent - before,) * 3
+        assert (f"full quality for it: {bought}." in files[REPORT_NAME].decode()) is bool(bought)
+    async with client.get(f"{service}/metrics") as answer:
+        assert "batch_credits_spent_total 3.0" in await answer.text()
     assert sandbox.ledger == {image.image_id: 1 for image in order.images}
 
 
 async def test_nothing_else_buys(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """HEAD, a look at the order, health, metrics and statistics touch no paid image."""
+    """HEAD, a look at the order, the page and its pictures, receipts, health and metrics touch no paid image."""
     order = add_order(sandbox, [100])
     async with client.head(images_url(service, order.order_id, "?preview=false")) as response:
         assert response.status == 200
-    for path in (f"/orders/{order.order_id}?preview=false", "/health/ready", "/metrics", "/api/stats"):
+    archive_id = str(uuid.uuid4())
+    await download(client, images_url(service, order.order_id, f"?archive_id={archive_id}"))
+    for path in (
+        f"/orders/{order.order_id}?preview=false",
+        "/",
+        f"/?order={order.order_id}",
+        "/api/page",
+        f"/images/{order.images[0].image_id}/preview",
+        f"/archives/{archive_id}",
+        f"/archives/{archive_id}/events",
+        "/docs",
+        "/openapi.json",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/metrics",
+        "/api/stats",
+    ):
         async with client.get(service + path) as response:
-            assert response.status == 200
+            assert response.status == 200, path
+            await response.read()
+    asked = sandbox.requests_for(order.images[0].image_id, "api")
+    assert [one.query.get("preview") for one in asked] == ["true", "true"], "the download, and the picture"
     assert sandbox.credits_spent == 0
 
 
