@@ -4,9 +4,10 @@ Ownership: each order that somebody follows has one task, which lives from the f
 """
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 
 import structlog
@@ -26,6 +27,13 @@ LOOK_SECONDS = 30.0
 Look = Callable[[str, float], Awaitable[Order]]
 
 
+def pause_seconds(looks_without_news: int, chance: float) -> float:
+    """Return how long to wait before the next look; ``chance``, from 0 to 1, spreads the looks at many orders."""
+    steps = min(looks_without_news, 10)  # as many as reach the longest, and no power that overflows
+    pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * GROWTH**steps)
+    return pause * (1 - JITTER + 2 * JITTER * chance)
+
+
 class _Followed:
     """One order that is being followed."""
 
@@ -34,12 +42,20 @@ class _Followed:
         self.order: Order | None = None
         self.version = 0
         self.ended = False
+        self._fault: BaseException | None = None
+        self._asked = -math.inf
         self.woken = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
 
-    def news(self, order: Order) -> bool:
-        """Take the order as it is now; tell whether it has changed."""
+    def news(self, order: Order, asked: float) -> bool:
+        """Take the order as it was when it was ``asked`` for; tell whether it has changed.
+
+        What was asked for before the order that is known is no news, however late it came.
+        """
+        if asked < self._asked:
+            return False
+        self._asked = asked
         changed = order != self.order
         if changed:
             self.order = order
@@ -52,14 +68,25 @@ class _Followed:
             if not waiting.done():
                 waiting.set_result(None)
 
-    def end(self) -> None:
-        """No news will come any more."""
+    def end(self, fault: BaseException | None = None) -> None:
+        """No news will come any more, by a fault of ours if one is given."""
         self.ended = True
+        self._fault = fault
         self._tell()
 
+    def poll_ended(self, task: asyncio.Task[None]) -> None:
+        """Let nobody wait for looks that do not come any more."""
+        if not task.cancelled():
+            self.end(task.exception())
+
     async def after(self, version: int) -> tuple[int, Order | None]:
-        """Return the next version of the order, and the order; ``None`` if no news will come."""
+        """Return the next version of the order, and the order; ``None`` if no news will come.
+
+        Raises the fault of ours that ended the looks, if one did.
+        """
         while self.version <= version:
+            if self._fault is not None:
+                raise self._fault
             if self.ended:
                 return version, None
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -74,9 +101,10 @@ class _Followed:
 class Follower:
     """One archive's view of an order that changes."""
 
-    def __init__(self, followed: _Followed) -> None:
+    def __init__(self, followed: _Followed, order: Order) -> None:
         self._followed = followed
-        self._seen = followed.version
+        # Whoever comes with an older order than is known gets that at once.
+        self._seen = followed.version if followed.order == order else followed.version - 1
 
     async def next(self) -> Order | None:
         """Return the order when it has changed since the last call; ``None`` when nobody looks at it any more."""
@@ -87,26 +115,26 @@ class Follower:
 class LiveOrders:
     """Follows orders for whoever waits. ``look`` is given an order's id and how many seconds it may take."""
 
-    def __init__(self, look: Look, *, first_pause_seconds: float = FIRST_PAUSE_SECONDS) -> None:
+    def __init__(self, look: Look) -> None:
         self._look = look
-        self._first_pause_seconds = first_pause_seconds
         self._followed: dict[str, _Followed] = {}
         self._stopped = False
 
     @asynccontextmanager
-    async def follow(self, order: Order) -> AsyncIterator[Follower]:
-        """Follow an order, from what it was just now, while the context is open."""
+    async def follow(self, order: Order, asked: float) -> AsyncIterator[Follower]:
+        """Follow an order while the context is open, from what it was when ``asked`` for, by the loop's clock."""
         order_id = order.order_id
         followed = self._followed.setdefault(order_id, _Followed())
         followed.followers += 1
-        followed.news(order)
+        followed.news(order, asked)
         if self._stopped:
             followed.end()
         if followed.task is None:
             # In a context of its own: it belongs to no request, and may outlive the one that began it.
             followed.task = asyncio.create_task(self._poll(order_id, followed), context=Context())
+            followed.task.add_done_callback(followed.poll_ended)
         try:
-            yield Follower(followed)
+            yield Follower(followed, order)
         finally:
             followed.followers -= 1
             if not followed.followers:
@@ -129,19 +157,17 @@ class LiveOrders:
 
     async def _poll(self, order_id: str, followed: _Followed) -> None:
         structlog.contextvars.bind_contextvars(order_id=order_id)
-        pause_seconds = self._first_pause_seconds
+        clock, looks_without_news = asyncio.get_running_loop().time, 0
         while True:
-            try:
-                async with asyncio.timeout(pause_seconds * random.uniform(1 - JITTER, 1 + JITTER)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_seconds(looks_without_news, random.random())):
                     await followed.woken.wait()
-            except TimeoutError:
-                pass
             followed.woken.clear()
+            asked = clock()
             try:
-                changed = followed.news(await self._look(order_id, LOOK_SECONDS))
+                changed = followed.news(await self._look(order_id, LOOK_SECONDS), asked)
             except ServiceError as error:
                 # Whoever waits goes on: the look-up that began the archive was good, and the next may be.
                 log.info("order.poll_failed", problem=error.slug, detail=error.detail)
                 changed = False
-            longer = min(LONGEST_PAUSE_SECONDS, pause_seconds * GROWTH)
-            pause_seconds = self._first_pause_seconds if changed else longer
+            looks_without_news = 0 if changed else looks_without_news + 1

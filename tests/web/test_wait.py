@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
+from service.model import Order
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
+from service.upstream.payloads import read_order
 from tests.archives import download, entries, images_url, jpeg
 from tests.conftest import StartService
 
@@ -185,6 +187,38 @@ async def test_a_look_that_fails_ends_nothing(sandbox: Sandbox, live: str, clien
     sandbox.faults.order(order.order_id, [None, *[Fault(Kind.STATUS, status=404)] * 2])
     _, body = await waited_for(client, live, order.order_id)
     assert sorted(entries(body)) == ["0.jpg", "1.jpg"]
+
+
+@pytest.mark.parametrize("streaming", [True, False], ids=["after the first byte", "before it"])
+async def test_a_fault_of_ours_while_waiting(
+    sandbox: Sandbox,
+    live: str,
+    client: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    streaming: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """A mistake in the looks breaks the archive off, or is a 500: it does not pass for images that never got ready."""
+    answers: list[bytes] = []
+
+    def fail_later(order_id: str, payload: bytes) -> Order:
+        answers.append(payload)
+        if len(answers) > 1:
+            raise ZeroDivisionError
+        return read_order(order_id, payload)
+
+    monkeypatch.setattr("service.upstream.client.read_order", fail_later)
+    images = [image(0), image(1, status="processing")] if streaming else []
+    order = sandbox.add_order(images, merging=not streaming)
+    asking = asyncio.create_task(client.get(images_url(live, order.order_id, "?wait=60")))
+    if streaming:
+        await asyncio.wait([asking])
+    while len(answers) < 2:
+        await notify(client, live, order.order_id)
+    response = await asking
+    assert response.status == (200 if streaming else 500)
+    if streaming:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
 
 
 async def test_a_client_that_leaves_ends_the_looks(sandbox: Sandbox, live: str) -> None:

@@ -1,0 +1,147 @@
+"""Orders that are followed: how often they are looked at, in which order news count, and what ends the looks."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from service.errors import UpstreamFailed
+from service.model import Image, Order, Readiness
+from service.upstream.live import FIRST_PAUSE_SECONDS, JITTER, LONGEST_PAUSE_SECONDS, LiveOrders, pause_seconds
+
+ORDER = Order("o", "Order", busy=True, images=(Image("a", "a.jpg", Readiness.NOT_READY),))
+LATER = replace(ORDER, images=(*ORDER.images, Image("b", "b.jpg", Readiness.NOT_READY)))
+LATEST = replace(LATER, busy=False)
+
+
+class Looks:
+    """Answers the looks at an order one by one; each waits until it is let go."""
+
+    def __init__(self, *answers: Order | Exception) -> None:
+        self._answers = list(answers)
+        self.gate = asyncio.Semaphore(0)
+        self.begun = 0
+
+    async def __call__(self, order_id: str, seconds: float) -> Order:
+        """Look."""
+        del order_id, seconds
+        self.begun += 1
+        await self.gate.acquire()
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Let the event loop turn until a condition holds."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - what is waited for are turns of the loop
+            await asyncio.sleep(0)
+
+
+def now() -> float:
+    """Return the event loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def test_looks_without_news_become_rarer() -> None:
+    """Pauses grow from the first to the longest, and stay there however long nothing happens."""
+    pauses = [pause_seconds(looks, 0.5) for looks in range(20)]
+    assert (pauses[0], pauses[-1]) == (FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+    assert pauses == sorted(pauses)
+    assert 3 <= pauses.index(LONGEST_PAUSE_SECONDS) <= 6
+    assert pause_seconds(100_000, 0.5) == LONGEST_PAUSE_SECONDS
+
+
+def test_looks_are_spread() -> None:
+    """Chance moves each pause by as much as a quarter, to both sides."""
+    for looks in (0, 3, 50):
+        middle = pause_seconds(looks, 0.5)
+        assert pause_seconds(looks, 0) == pytest.approx(middle * (1 - JITTER))
+        assert pause_seconds(looks, 1) == pytest.approx(middle * (1 + JITTER))
+
+
+async def test_news_reset_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After news, and only then, the order is looked at often again; a failed look is none."""
+    asked: list[int] = []
+
+    def no_pause(looks_without_news: int, _chance: float) -> float:
+        asked.append(looks_without_news)
+        return 0.0
+
+    monkeypatch.setattr("service.upstream.live.pause_seconds", no_pause)
+    looks = Looks(ORDER, UpstreamFailed("no"), ORDER, LATER, LATER)
+    async with LiveOrders(looks).follow(ORDER, now()):
+        for _ in range(5):
+            looks.gate.release()
+        await until(lambda: looks.begun == 6)
+    assert asked == [0, 1, 2, 3, 0, 1]
+
+
+async def test_an_older_look_is_no_news() -> None:
+    """An answer that was long on its way makes nobody believe that what is known since then has gone."""
+    looks = Looks(LATER, LATEST)
+    orders = LiveOrders(looks)
+    before = now()
+    async with orders.follow(ORDER, before) as first:
+        orders.wake("o")
+        looks.gate.release()
+        assert await first.next() == LATER
+        async with orders.follow(ORDER, before) as second:
+            assert await second.next() == LATER, "who knows less is told at once"
+            orders.wake("o")
+            looks.gate.release()
+            assert [await first.next(), await second.next()] == [LATEST] * 2
+
+
+async def test_who_comes_later_brings_news() -> None:
+    """The look-up that begins an archive counts for those that wait for the same order already."""
+    orders = LiveOrders(Looks())
+    async with orders.follow(ORDER, now()) as first, orders.follow(LATER, now()) as second:
+        assert await first.next() == LATER
+        waiting = asyncio.create_task(second.next())
+        await asyncio.sleep(0)
+        assert not waiting.done(), "it has told this itself"
+        orders.stop()
+        assert await waiting is None
+
+
+async def test_a_notice_during_a_look_makes_another() -> None:
+    """What is said while a look is under way may not be in its answer."""
+    looks = Looks(ORDER, LATER)
+    orders = LiveOrders(looks)
+    async with orders.follow(ORDER, now()) as follower:
+        orders.wake("o")
+        await until(lambda: looks.begun == 1)
+        assert orders.wake("o")
+        looks.gate.release()
+        looks.gate.release()
+        assert await follower.next() == LATER
+
+
+async def test_one_look_at_a_time_for_all_who_follow() -> None:
+    """The looks end with the last follower, not with the first."""
+    looks = Looks(LATER)
+    orders = LiveOrders(looks)
+    async with orders.follow(ORDER, now()) as staying:
+        async with orders.follow(ORDER, now()):
+            orders.wake("o")
+            await until(lambda: looks.begun == 1)
+        looks.gate.release()
+        assert await staying.next() == LATER
+    assert looks.begun == 1
+    assert not orders.wake("o")
+
+
+async def test_a_fault_of_ours_is_not_waited_out() -> None:
+    """Looks that end by a mistake in the service end the waiting of all, and are not mistaken for no news."""
+    looks = Looks(RuntimeError("a mistake"))
+    orders = LiveOrders(looks)
+    async with orders.follow(ORDER, now()) as first, orders.follow(ORDER, now()) as second:
+        orders.wake("o")
+        looks.gate.release()
+        for follower in (first, second):
+            with pytest.raises(RuntimeError):
+                await follower.next()
