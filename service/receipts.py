@@ -5,31 +5,32 @@ A receipt's life::
     preparing ──planned──▶ preparing, with its images ──▶ streaming ──▶ ended: complete, partial, aborted, client_gone
         └────────── refused, or nothing could be had ─────────────────▶ ended: rejected, none
 
-Who watches does so by version: every change has the next number, the last ``CHANGES_KEPT`` are kept, and who is further
-behind gets the whole receipt again. So a slow watcher costs nothing and holds nobody up, and there is no queue.
+Who watches does so by version: every change has the next number, and of each image the number of its last change is
+kept. Whoever was away is told what is so now of all that has changed since. So a slow watcher costs nothing and holds
+nobody up, and there is no queue.
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 from service.errors import ArchiveIdInUse, ArchiveNotFound
 from service.model import ArchiveOutcome, Image, Outcome
 
-# Of one archive: enough for a watcher whose connection broke for a moment.
-CHANGES_KEPT = 256
 # Of all ended archives together; an image's facts take about 1 KB.
 IMAGES_KEPT = 50_000
 PREPARING, STREAMING = "preparing", "streaming"
 WAITING, WRITING, DOWNLOADED, FAILED = "waiting", "writing", "downloaded", "failed"
+IMAGE, ARCHIVE, END = "image", "archive", "end"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that happened: ``kind`` is ``image``, ``archive`` or ``end``, ``data`` what is so now."""
+    """Something that has changed: ``kind`` is ``image``, ``archive`` or ``end``, ``data`` what is so now."""
 
     version: int
     kind: str
@@ -56,7 +57,8 @@ class Receipt:
         self._writing: int | None = None
         self._credits_spent = 0
         self._bytes: Callable[[], int] = lambda: 0
-        self._changes: deque[Change] = deque(maxlen=CHANGES_KEPT)
+        # What has changed, by when it last did: the position of an image, or one of the other kinds.
+        self._changes: dict[int | str, int] = {}
         self._watchers: set[asyncio.Future[None]] = set()
 
     @property
@@ -77,23 +79,23 @@ class Receipt:
         self._order = {"order_id": order_id, "order_name": order_name, "parameters": dict(parameters)}
         self._images = dict(sorted(images, key=lambda one: one[0]))
         self._bytes = bytes_out
-        self._changed("archive", self.summary())
+        self._changed(ARCHIVE)
 
     def appeared(self, images: Sequence[tuple[int, Image]]) -> None:
         """Note images that the order did not list before."""
         self._images.update(images)
         for position, _ in images:
-            self._changed("image", {**self._image(position), **self._counts()})
+            self._changed(position)
 
     def streaming(self) -> None:
         """Note that the first byte is about to go to the client."""
         self._state = STREAMING
-        self._changed("archive", self.summary())
+        self._changed(ARCHIVE)
 
     def writing(self, position: int) -> None:
         """Note that an image is being written."""
         self._writing = position
-        self._changed("image", self._image(position))
+        self._changed(position)
 
     def concluded(self, outcome: Outcome, *, spent: bool) -> None:
         """Note what became of an image, and whether it cost a credit."""
@@ -102,15 +104,18 @@ class Receipt:
         self._downloaded += outcome.entry is not None
         if self._writing == outcome.position:
             self._writing = None
-        self._changed("image", {**self._image(outcome.position), **self._counts()})
+        self._changed(outcome.position)
 
     def end(self, outcome: ArchiveOutcome, why: str | None, problem: Mapping[str, Any] | None = None) -> None:
         """Note how the archive ended; nothing changes any more."""
         bytes_out = self._bytes()
         self._bytes = lambda: bytes_out  # the archive itself can go
-        self._state, self._why, self._problem, self._writing = outcome.value, why, problem, None
+        self._state, self._why, self._problem = outcome.value, why, problem
         self.ended_at = self._now()
-        self._changed("end", self.summary())
+        if self._writing is not None:
+            broken_off, self._writing = self._writing, None
+            self._changed(broken_off)
+        self._changed(END)
         self._on_end(self)
 
     def snapshot(self) -> dict[str, Any]:
@@ -130,12 +135,10 @@ class Receipt:
             **self._counts(),
         }
 
-    def since(self, version: int) -> list[Change] | None:
-        """Return the changes after a version, or ``None`` if not all of them are kept."""
-        missed = self.version - version
-        if not 0 <= missed <= len(self._changes):
-            return None
-        return list(self._changes)[len(self._changes) - missed :]
+    def since(self, version: int) -> list[Change]:
+        """Return what has changed after a version, as it is now; what changed last comes last."""
+        missed = takewhile(lambda change: change[1] > version, reversed(self._changes.items()))
+        return [self._change(what, its_version) for what, its_version in missed][::-1]
 
     async def changed(self, version: int) -> None:
         """Return when there is something newer than a version."""
@@ -177,9 +180,15 @@ class Receipt:
             "finished_at": _text(moment),
         }
 
-    def _changed(self, kind: str, data: Mapping[str, Any]) -> None:
+    def _change(self, what: int | str, version: int) -> Change:
+        if isinstance(what, str):
+            return Change(version, what, self.summary())
+        return Change(version, IMAGE, {**self._image(what), **self._counts()})
+
+    def _changed(self, what: int | str) -> None:
         self.version += 1
-        self._changes.append(Change(self.version, kind, data))
+        self._changes.pop(what, None)  # so that it comes last
+        self._changes[what] = self.version
         for watcher in self._watchers:
             if not watcher.done():
                 watcher.set_result(None)

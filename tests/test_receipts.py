@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.errors import ArchiveIdInUse, ArchiveNotFound
 from service.model import ArchiveOutcome, Entry, Failure, Image, Outcome, Readiness, Reason
-from service.receipts import CHANGES_KEPT, IMAGES_KEPT, Receipt, Receipts
+from service.receipts import IMAGES_KEPT, Receipt, Receipts
 
 IMAGES = [Image(f"id-{n}", f"{n}.jpg", Readiness.READY) for n in range(3)]
 
@@ -113,26 +113,54 @@ def test_images_are_bounded_in_all() -> None:
     assert len(receipts) == 2
 
 
-@given(st.lists(st.booleans(), max_size=2 * CHANGES_KEPT), st.integers(0, 2 * CHANGES_KEPT))
-def test_a_watcher_that_comes_back_misses_nothing(goods: list[bool], behind: int) -> None:
-    """Changes since a version, applied to what was so then, are what is so now; or the watcher must begin anew."""
-    receipt = filed(Receipts(limit=1, ttl_seconds=1), "a", [IMAGES[0]] * (2 * CHANGES_KEPT))
-    behind = min(behind, len(goods))
-    for position, good in enumerate(goods[: len(goods) - behind]):
-        receipt.concluded(outcome(position, good=good), spent=False)
+HAPPENINGS = st.one_of(
+    st.tuples(st.just("writing"), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["downloaded", "failed"]), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["appeared", "streaming", "end"]), st.just(0)),
+)
+
+
+def happen(receipt: Receipt, kind: str, position: int) -> None:
+    """Let something happen to an archive."""
+    if kind == "writing":
+        if "writing" not in {one["state"] for one in receipt.snapshot()["images"]}:
+            receipt.writing(position % receipt.image_count)
+    elif kind == "appeared":
+        receipt.appeared([(receipt.image_count, IMAGES[0])])
+    elif kind == "streaming":
+        receipt.streaming()
+    elif kind == "end":
+        receipt.end(ArchiveOutcome.PARTIAL, "timeout")
+    else:
+        receipt.concluded(outcome(position % receipt.image_count, good=kind == "downloaded"), spent=position == 1)
+
+
+@given(st.lists(HAPPENINGS, max_size=30), st.lists(HAPPENINGS, max_size=30))
+def test_a_watcher_that_comes_back_misses_nothing(
+    before: list[tuple[str, int]], meanwhile: list[tuple[str, int]]
+) -> None:
+    """Changes since a version, applied to what was so then, are what is so now; each is told once, in their order."""
+    receipt = filed(Receipts(limit=1, ttl_seconds=1), "a", IMAGES)
+    for one in before:
+        happen(receipt, *one)
     version, then = receipt.version, receipt.snapshot()
-    for position, good in enumerate(goods[len(goods) - behind :], start=len(goods) - behind):
-        receipt.concluded(outcome(position, good=good), spent=False)
+    for one in meanwhile:
+        happen(receipt, *one)
     changes = receipt.since(version)
-    if changes is None:
-        assert behind > CHANGES_KEPT
-        return
+    images = {one["position"]: one for one in then.pop("images")}
     for change in changes:
-        then["images"][change.data["position"]] |= {
-            name: value for name, value in change.data.items() if name in then["images"][0]
-        }
-        then |= {name: change.data[name] for name in ("downloaded", "failed", "bytes", "total", "credits_spent")}
-    assert then == receipt.snapshot()
+        data = dict(change.data)
+        if change.kind == "image":
+            image = {name: data.pop(name) for name in receipt.snapshot()["images"][0]}
+            images[image["position"]] = image
+        then |= data
+    now = receipt.snapshot()
+    assert [images[position] for position in sorted(images)] == now["images"]
+    assert then == {name: value for name, value in now.items() if name != "images"}
+    versions = [change.version for change in changes]
+    assert versions == sorted(set(versions))
+    assert all(version < one <= receipt.version for one in versions)
+    assert receipt.since(receipt.version) == []
 
 
 async def test_a_watcher_waits_for_what_is_not_there_yet() -> None:

@@ -27,6 +27,8 @@ PROGRESS_SECONDS = 1.0
 GATHER_SECONDS = 0.1
 # How long a browser waits before it comes back.
 RETRY_MILLISECONDS = 2000
+# Proxies must neither keep, nor hold back (nginx), nor compress what streams: they would collect it first.
+_HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
 
 async def get_receipt(request: web.Request) -> web.Response:
@@ -43,6 +45,8 @@ async def get_events(request: web.Request) -> web.StreamResponse:
     archive_id = check_archive_id(request.match_info["archive_id"])
     with services.event_admission.admit():
         receipt = await services.receipts.await_filed(archive_id, APPEARANCE_SECONDS)
+        if receipt.ended_at is not None and _last_seen(request) == receipt.version:
+            return web.Response(status=204)  # what tells a browser not to come back
         return await _Events(request, receipt, stall_seconds=services.client_stall_seconds).run()
 
 
@@ -55,14 +59,13 @@ class _Events:
         self._stall_seconds = stall_seconds
         self._told_bytes = -1
         self._quiet_seconds = 0.0
-        self._response = web.StreamResponse(headers={"X-Accel-Buffering": "no"})
+        self._response = web.StreamResponse(headers=_HEADERS)
         self._response.content_type = "text/event-stream"
         self._response.charset = "utf-8"
 
     async def run(self) -> web.StreamResponse:
         await self._response.prepare(self._request)
-        last = self._request.headers.get("Last-Event-ID", "")
-        seen = int(last) if last.isascii() and last.isdigit() and len(last) < 10 else -1  # noqa: PLR2004 - versions
+        seen = _last_seen(self._request)
         await self._send(f"retry: {RETRY_MILLISECONDS}\n\n")
         while True:
             seen = await self._catch_up(seen)
@@ -75,14 +78,12 @@ class _Events:
 
     async def _catch_up(self, seen: int) -> int:
         """Send what is new in one piece; return the version that the watcher has then."""
-        version = self._receipt.version
-        changes = self._receipt.since(seen) if seen > 0 else None
-        if changes is None:
-            text = _event("snapshot", self._receipt.snapshot(), version)
-            if self._receipt.ended_at is not None:
-                text += _event("end", self._receipt.summary(), version)
-        else:
-            text = "".join(_event(change.kind, change.data, change.version) for change in changes)
+        version, text = self._receipt.version, ""
+        if not 0 < seen <= version:
+            # The end is told by itself, with an id of its own: a break between the two must not lose it.
+            seen = version - 1 if self._receipt.ended_at is not None else version
+            text = _event("snapshot", self._receipt.snapshot(), seen)
+        text += "".join(_event(change.kind, change.data, change.version) for change in self._receipt.since(seen))
         if text:
             self._told_bytes = self._receipt.summary()["bytes"]
             await self._send(text)
@@ -114,6 +115,11 @@ class _Events:
             if self._request.transport is not None:
                 self._request.transport.abort()
             raise ConnectionResetError("the watcher takes nothing") from None
+
+
+def _last_seen(request: web.Request) -> int:
+    last = request.headers.get("Last-Event-ID", "")
+    return int(last) if last.isascii() and last.isdigit() and len(last) < 10 else -1  # noqa: PLR2004 - versions
 
 
 def _event(kind: str, data: Mapping[str, Any], version: int | None) -> str:

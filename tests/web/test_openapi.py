@@ -408,6 +408,8 @@ async def watch_download(world: World) -> None:
     for kind, data in found:
         world.judge.check(schemas[kind], json.loads(data))
     assert {"snapshot", "image", "end"} <= {kind for kind, _ in found}
+    last = re.findall(r"^id: (\d+)$", text, re.MULTILINE)[-1]
+    await world.ask("GET", service + path, 204, headers={"Last-Event-ID": last})
     await refused_receipts(world, service, "/events")
     world.monkeypatch.setattr("service.app.MAX_EVENT_STREAMS", 0)
     await world.ask("GET", await world.start() + path, 503)

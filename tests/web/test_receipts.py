@@ -141,21 +141,67 @@ async def test_events_from_before_the_beginning_to_the_end(
 
 
 async def test_a_watcher_that_comes_back_is_told_what_it_missed(service: str, client: aiohttp.ClientSession) -> None:
-    """Last-Event-ID brings just the changes since; an id that is not ours brings everything."""
+    """Last-Event-ID brings just what has changed since, an id that is not ours everything; after the end nothing."""
     archive_id = str(uuid.uuid4())
     await download(client, images_url(service, DEMO_ORDER_ID, f"?archive_id={archive_id}"))
 
-    async def kinds(last: str | None) -> list[str]:
+    async def told(last: str | None) -> list[tuple[str, int | None, dict[str, Any]]]:
         headers = {"Last-Event-ID": last} if last is not None else {}
         async with client.get(f"{service}/archives/{archive_id}/events", headers=headers) as response:
-            return [kind async for kind, _, _ in events_of(response)]
+            assert response.headers["Cache-Control"] == "no-store, no-transform"
+            return [one async for one in events_of(response)]
 
-    assert await kinds(None) == ["snapshot", "end"]
-    changes = await kinds("1")
-    assert changes.count("image") == 28, "each image was begun and ended"
-    assert (changes[0], changes[-1]) == ("archive", "end")
+    everything = await told(None)
+    assert [kind for kind, _, _ in everything] == ["snapshot", "end"]
+    changes = [kind for kind, _, _ in await told("1")]
+    assert changes == ["archive", *["image"] * 14, "end"]
     for nonsense in ("x", "-1", "99999", "0"):
-        assert await kinds(nonsense) == ["snapshot", "end"]
+        assert await told(nonsense) == everything
+    (_, of_snapshot, _), (_, of_end, _) = everything
+    assert await told(str(of_snapshot)) == everything[1:], "a break between the two loses nothing"
+    headers = {"Last-Event-ID": str(of_end)}
+    async with client.get(f"{service}/archives/{archive_id}/events", headers=headers) as response:
+        assert response.status == 204, "what makes a browser stay away"
+
+
+async def test_a_watcher_knows_that_the_connection_lives(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing happens a comment comes again and again."""
+    monkeypatch.setattr("service.web.receipts.PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr("service.web.receipts.HEARTBEAT_SECONDS", 0.05)
+    order = add_order(sandbox, [400_000])
+    gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=100_000)
+    archive_id = str(uuid.uuid4())
+    async with (
+        client.get(images_url(service, order.order_id, f"?archive_id={archive_id}")) as archive,
+        client.get(f"{service}/archives/{archive_id}/events") as watching,
+    ):
+        for _ in range(3):
+            await watching.content.readuntil(b"\n: still here\n\n")
+        gate.release()
+        await archive.read()
+        assert b"event: end" in await watching.read()
+
+
+async def test_bytes_are_told_meanwhile(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large image shows how far it is; without an id, because it is nothing to come back to."""
+    monkeypatch.setattr("service.web.receipts.PROGRESS_SECONDS", 0.02)
+    order = add_order(sandbox, [50_000])
+    sandbox.faults.script(order.images[0].image_id, [Fault(Kind.DRIP)])
+    archive_id = str(uuid.uuid4())
+    async with (
+        client.get(images_url(service, order.order_id, f"?archive_id={archive_id}")) as archive,
+        client.get(f"{service}/archives/{archive_id}/events") as watching,
+    ):
+        reading = asyncio.create_task(archive.read())
+        events = [one async for one in events_of(watching)]
+        await reading
+    told = [data["bytes"] for kind, version, data in events if (kind, version) == ("archive", None)]
+    assert len(told) > 1
+    assert told == sorted(set(told))
 
 
 async def test_a_watcher_that_reads_nothing_holds_nobody_up(

@@ -301,6 +301,7 @@ OPERATIONS = (
                     }
                 },
             ),
+            Success(204, "`Last-Event-ID` is that of the end: nothing more comes, and a browser does not ask again."),
         ),
         (InvalidArchiveId, *_KEY_PROBLEMS, ArchiveNotFound, AtCapacity),
         (
