@@ -88,7 +88,8 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
     app.router.add_post("/orders/{order_id:[^/]+}/images", get_order_archive)
     app.router.add_post("/webhooks/autoenhance", take_webhook)
     app.router.add_get("/archives/{archive_id:[^/]+}", get_receipt)
-    app.router.add_get("/archives/{archive_id:[^/]+}/events", get_events)
+    # HEAD would begin to stream, and what has no end has no use for it.
+    app.router.add_get("/archives/{archive_id:[^/]+}/events", get_events, allow_head=False)
     app.router.add_post("/api/create-order", create_order)
     app.router.add_post("/api/create-sample-order", create_sample_order)
     app.router.add_get("/images/{image_id:[A-Za-z0-9_-]{1,64}}/preview", get_preview)

@@ -204,6 +204,16 @@ async def test_bytes_are_told_meanwhile(
     assert told == sorted(set(told))
 
 
+async def test_events_are_not_for_head(service: str, client: aiohttp.ClientSession) -> None:
+    """HEAD has no body, so it must not begin a stream: on a kept connection that would be read as the next answer."""
+    archive_id = str(uuid.uuid4())
+    await download(client, images_url(service, DEMO_ORDER_ID, f"?archive_id={archive_id}"))
+    async with client.head(f"{service}/archives/{archive_id}/events") as response:
+        assert response.status == 405
+    async with client.head(f"{service}/archives/{archive_id}") as response:
+        assert response.status == 200
+
+
 async def test_a_watcher_that_reads_nothing_holds_nobody_up(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
