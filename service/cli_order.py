@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -171,22 +171,24 @@ def download(
     transfer is checked.
     """
     query = [*_query(choices), *([("preview", "false")] if full else [])]
-    ids = list(only)
+    missing: list[str] = []
     if missing_from is not None:
-        ids = _missing(missing_from, order_id)
-        if not ids:
+        missing = _missing(missing_from, order_id)
+        if not missing:
             click.echo(f"{missing_from} lacks nothing.", err=True)
             return
-        click.echo(f"{missing_from} lacks {len(ids)} images.", err=True)
+        click.echo(f"{missing_from} lacks {len(missing)} images.", err=True)
 
     async def fetch() -> bool:
         async with target.opened() as service:
             agreed = query
             if full:
-                price = await _agree_to_spend(service, order_id, query, ids, yes=yes, max_credits=max_credits)
+                price = await _agree_to_spend(
+                    service, order_id, query, missing or only, yes=yes, max_credits=max_credits
+                )
                 # What was agreed to binds the service too: the order may have changed since.
                 agreed = [*query, ("max_credits", str(max_credits if max_credits is not None else price))]
-            taking = partial(service.download, order_id, agreed, only=ids, wait_seconds=wait)
+            taking = partial(service.download, order_id, agreed, only=only, missing=missing, wait_seconds=wait)
             return await _fetch(taking, output, force=force)
 
     if not _run(fetch()):
@@ -209,11 +211,11 @@ def _missing(path: Path, order_id: str) -> list[str]:
     manifest = verified.manifest or {}
     if manifest.get("order_id", order_id).lower() != order_id.lower():
         raise click.UsageError(f"{path} is an archive of the order {manifest['order_id']}")
-    return [record["image_id"] for record in verified.failed]
+    return [record["image_id"] for record in verified.failed if record["image_id"]]
 
 
 async def _agree_to_spend(
-    service: Service, order_id: str, query: Query, ids: list[str], *, yes: bool, max_credits: int | None
+    service: Service, order_id: str, query: Query, ids: Sequence[str], *, yes: bool, max_credits: int | None
 ) -> int:
     """Tell the price in credits, and go on only if it is agreed to; return it."""
     found = await service.order(order_id, query)

@@ -103,17 +103,20 @@ class Service:
         on_bytes: Callable[[int], None],
         *,
         only: Sequence[str] = (),
+        missing: Sequence[str] = (),
         wait_seconds: int = 0,
     ) -> int:
         """Write the archive into ``sink``; return the number of images that it was to hold when it began.
 
-        ``only`` are the images to take (all if there are none named), however many.
+        ``only`` are the images to take (all if there are none named), however many; or ``missing`` those that an
+        earlier archive lacks, of which the order may have lost some.
 
         Raises:
             ServiceRefused: before the first byte.
             TransferBroke: after it.
         """
-        asked = {"method": "POST", "json": {"only": list(only)}} if only else {"method": "GET"}
+        body = {"missing": list(missing)} if missing else {"only": list(only)} if only else None
+        asked: dict[str, Any] = {"method": "POST", "json": body} if body else {"method": "GET"}
         if wait_seconds:
             query = [*query, ("wait", str(wait_seconds))]
         silence = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS + wait_seconds)

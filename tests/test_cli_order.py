@@ -108,6 +108,21 @@ async def test_missing_images(sandbox: Sandbox, service: str, tmp_path: Path) ->
     assert other.code == 2
 
 
+async def test_a_missing_image_that_is_no_more(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """One that was taken out of the order meanwhile is named, and does not keep the others back."""
+    order = add_order(sandbox, [1000, 2000, 3000])
+    gone, found = order.images[1:]
+    for lost in (gone, found):
+        sandbox.faults.always(lost.image_id, Fault(Kind.STATUS, status=404), origin="api")
+    await run("--service", service, "download", order.order_id, "-o", "a.zip", cwd=tmp_path)
+    sandbox.faults.clear()
+    sandbox.remove_image(gone.image_id)
+    arguments = ["--service", service, "download", order.order_id, "--missing-from", "a.zip", "-o", "rest.zip"]
+    done = await run(*arguments, cwd=tmp_path)
+    assert (done.code, verify(tmp_path / "rest.zip").images) == (1, ["2.jpg"])
+    assert "taken out of the order" in done.err
+
+
 async def test_wait(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
     """--wait brings the images that were not ready; without it they are named as missing."""
     image = SandboxImage("0.jpg", body=jpeg(1000), content_type="image/jpeg", ready_after_polls=2)

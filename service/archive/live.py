@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.archive.naming import entry_stems
-from service.archive.plan import ArchiveOptions, ArchivePlan, PlannedImage, unavailable
+from service.archive.plan import TAKEN_OUT, ArchiveOptions, ArchivePlan, PlannedImage, unavailable
 from service.model import Failure, Image, Order, Readiness, Reason
 
 
@@ -61,7 +61,7 @@ class LivePlan:
         for image_id, item in list(self._awaited.items()):
             image = listed.get(image_id)
             if image is None:
-                failed.append((item, Failure(Reason.NOT_FOUND, "The image was taken out of the order.")))
+                failed.append((item, TAKEN_OUT))
             elif image.readiness is Readiness.READY:
                 ready.append(PlannedImage(item.position, image, item.stem))
             elif image.readiness is not Readiness.NOT_READY:

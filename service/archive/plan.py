@@ -35,6 +35,8 @@ MAX_WIDTH_PIXELS = 65_535
 MAX_CREDITS = 1_000_000
 # Longer is never meant; WAIT_MAX_SECONDS bounds it further.
 MAX_WAIT_SECONDS = 86_400
+# Of an image that cannot be asked for, because the order does not list it any more.
+TAKEN_OUT = Failure(Reason.NOT_FOUND, "The image was taken out of the order.")
 # How long a client should wait before it asks again for an order that is still being merged or processed.
 NOT_READY_RETRY_SECONDS = 10
 
@@ -58,10 +60,14 @@ class ManifestMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveOptions:
-    """Everything a caller may choose about one archive."""
+    """Everything a caller may choose about one archive.
+
+    What is in ``only`` must be in the order, unless ``report_unknown``: then it is reported like an image that failed.
+    """
 
     image: ImageOptions = field(default_factory=ImageOptions)
     only: tuple[str, ...] = ()
+    report_unknown: bool = False
     on_error: OnError = OnError.REPORT
     manifest: ManifestMode = ManifestMode.AUTO
     layout: Layout = Layout.STREAMABLE
@@ -146,24 +152,27 @@ def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> A
 
     Raises:
         OrderNotReady, OrderEmpty: there is no image (yet).
-        ImageNotInOrder: ``only`` names an id the order does not have.
+        ImageNotInOrder: ``only`` names an id the order does not have, and it is not to be reported.
         TooManyImages: more than ``max_images`` are asked for.
         NothingToDeliver: no image can be had, or one cannot and the caller wants all or nothing.
         CreditsExceeded: more images would have to be bought than the caller allows.
     """
     if not order.images:
         raise _no_images(order)
-    selected = select_images(order, options.only)
-    if len(selected) > max_images:
+    gone = _gone(order, options.only) if options.report_unknown else []
+    there = set(options.only) - {outcome.image.image_id for outcome in gone}
+    selected = select_images(order, [one for one in options.only if one in there]) if there or not gone else []
+    asked = len(selected) + len(gone)
+    if asked > max_images:
         raise TooManyImages(
-            f"{len(selected)} images are asked for, at most {max_images} fit one archive; take parts with 'only'.",
-            images=len(selected),
+            f"{asked} images are asked for, at most {max_images} fit one archive; take parts with 'only'.",
+            images=asked,
             max_images=max_images,
         )
     wanted = [item for item in selected if item.image.readiness is Readiness.READY]
     may_come = {Readiness.READY, Readiness.NOT_READY} if options.wait else {Readiness.READY}
     awaited = [item for item in selected if item.image.readiness in may_come - {Readiness.READY}]
-    missing = [unavailable(item) for item in selected if item.image.readiness not in may_come]
+    missing = [*(unavailable(item) for item in selected if item.image.readiness not in may_come), *gone]
     if not wanted and not awaited:
         raise NothingToDeliver("No image of the order is ready.", missing)
     if missing and options.on_error is OnError.ABORT:
@@ -209,6 +218,16 @@ def select_images(order: Order, only: Sequence[str]) -> list[PlannedImage]:
             raise ImageNotInOrder("only", f"The order has no image {image_id!r}.", image_id=image_id)
     chosen = set(only)
     return [item for item in every if item.image.image_id in chosen]
+
+
+def _gone(order: Order, only: Sequence[str]) -> list[Outcome]:
+    """Return the outcomes of images that the order does not have any more; they come behind all others."""
+    known = {image.image_id for image in order.images}
+    images = [Image(image_id, "", Readiness.FAILED) for image_id in only if image_id not in known]
+    return [
+        Outcome(position, image, attempts=0, failure=TAKEN_OUT)
+        for position, image in enumerate(images, start=len(order.images))
+    ]
 
 
 _UNAVAILABLE = {

@@ -100,7 +100,7 @@ def manifest(context: ReportContext, outcomes: Sequence[Outcome]) -> dict[str, o
     """
     ordered = _in_order(outcomes)
     entries = [outcome.entry for outcome in ordered if outcome.entry]
-    missing = [outcome.image.image_id for outcome in ordered if outcome.failure]
+    missing = [outcome.image.image_id for outcome in ordered if outcome.failure and outcome.image.image_id]
     return {
         "schema": MANIFEST_SCHEMA,
         "order_id": context.order_id,
@@ -111,7 +111,7 @@ def manifest(context: ReportContext, outcomes: Sequence[Outcome]) -> dict[str, o
         "counts": {
             "total": len(ordered),
             "downloaded": len(entries),
-            "failed": len(missing),
+            "failed": len(ordered) - len(entries),
             "bytes": sum(entry.size for entry in entries),
         },
         "credits_spent": context.credits_spent,

@@ -39,7 +39,9 @@ async def only_what_is_missing(
     except TimeoutError as error:
         raise UploadStalled(f"The body did not come within {BODY_SECONDS} s.") from error
     asked = _parsed(body, max_images)
-    return replace(options, only=tuple(dict.fromkeys(_ids(asked, order_id))))
+    ids = tuple(dict.fromkeys(_ids(asked, order_id)))
+    # A manifest is as old as its archive: the order may have changed since, which must not keep the rest back.
+    return replace(options, only=ids, report_unknown="only" not in asked)
 
 
 def _parsed(body: bytes, max_images: int) -> Any:

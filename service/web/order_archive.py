@@ -12,7 +12,7 @@ from yarl import URL
 
 from service.archive.live import LivePlan, may_change
 from service.archive.naming import archive_filename, content_disposition
-from service.archive.plan import ArchivePlan, check_archive_id, check_order_id, parse_options, plan_archive
+from service.archive.plan import TAKEN_OUT, ArchivePlan, check_archive_id, check_order_id, parse_options, plan_archive
 from service.archive.report import ReportContext
 from service.errors import InvalidArchiveId, InvalidParameter
 from service.model import Order, Outcome
@@ -200,7 +200,8 @@ class _Download:
 
     def _describe(self, outcomes: Sequence[Outcome]) -> ReportContext:
         order = self._plan.order
-        missing = [outcome.image.image_id for outcome in outcomes if outcome.failure is not None]
+        # What the order does not list any more would be refused.
+        missing = [one.image.image_id for one in outcomes if one.failure is not None and one.failure != TAKEN_OUT]
         # ``only`` is replaced, everything else stays as the caller chose it; a link opens only what it was made for.
         query = [(name, value) for name, value in self._request.query.items() if name not in {"only", *NOT_SIGNED}]
         return ReportContext(

@@ -124,6 +124,7 @@ async def test_images_that_appear_and_disappear(sandbox: Sandbox, live: str, cli
     assert [name for name in files if name.endswith(".jpg")] == ["0.jpg", "0_2.jpg"]
     manifest = json.loads(files["_manifest.json"])
     assert [(one["position"], one["reason"]) for one in manifest["images"]] == [(0, None), (1, "not_found"), (2, None)]
+    assert manifest["retry_urls"] == [], "an id that is not in the order would be refused"
 
 
 async def test_who_names_images_waits_for_these_only(
@@ -299,6 +300,30 @@ async def test_a_manifest_brings_what_it_lacks(sandbox: Sandbox, service: str, c
     assert [name for name in rest if name.endswith(".jpg")] == ["1.jpg", "3.jpg"]
     async with client.post(url, data=rest["_manifest.json"]) as response:
         assert (response.status, await response.read()) == (204, b"")
+
+
+async def test_a_manifest_may_be_older_than_the_order(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """What was taken out of the order meanwhile is reported, and keeps nothing else back: not by body, nor by URL."""
+    order = sandbox.add_order([image(0), image(1, status="processing"), image(2, status="processing")])
+    files = await download(client, images_url(service, order.order_id))
+    gone, ready = order.images[1], order.images[2]
+    sandbox.remove_image(gone.image_id)
+    ready.status = "processed"
+    async with client.post(images_url(service, order.order_id), data=files["_manifest.json"]) as response:
+        assert (response.status, response.headers["X-Total-Images"]) == (200, "2")
+        rest = entries(await response.read())
+    assert next(iter(rest)) == "2.jpg"
+    manifest = json.loads(rest["_manifest.json"])
+    assert [(one["image_id"], one["reason"]) for one in manifest["images"]] == [
+        (ready.image_id, None),
+        (gone.image_id, "not_found"),
+    ]
+    assert (manifest["missing"], manifest["retry_urls"]) == ([gone.image_id], [])
+    async with client.post(images_url(service, order.order_id), data=rest["_manifest.json"]) as response:
+        problem = await response.json()
+    assert (response.status, [one["reason"] for one in problem["failures"]]) == (422, ["not_found"])
 
 
 async def test_many_ids_need_no_url(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:

@@ -32,7 +32,9 @@ export class Download {
   }
 
   get missing() {
-    return [...this.#images.values()].filter((one) => one.state === "failed").map((one) => one.image_id);
+    // One that was never asked for and not found was taken out of the order: it would be refused.
+    const gone = (one) => one.reason === "not_found" && one.attempts === 0;
+    return [...this.#images.values()].filter((one) => one.state === "failed" && !gone(one)).map((one) => one.image_id);
   }
 
   /** Begin: `only` are the images to take, all if there are none. */
@@ -142,7 +144,7 @@ export class Download {
       }
     }
     show(byId("failures"), list.children.length > 0);
-    show(byId("missing"), state === "partial");
+    show(byId("missing"), state === "partial" && this.missing.length > 0);
     show(byId("again"), state !== "partial" && state !== "complete");
     this.onEnd();
   }
