@@ -38,10 +38,13 @@ class Change:
 
 
 class Receipt:
-    """One archive, as far as it has come. ``now`` gives the time of day."""
+    """One archive, as far as it has come. ``now`` gives the time of day, ``link`` what let its caller in, if any."""
 
-    def __init__(self, archive_id: str, now: Callable[[], datetime], on_end: "Callable[[Receipt], None]") -> None:
+    def __init__(
+        self, archive_id: str, now: Callable[[], datetime], on_end: "Callable[[Receipt], None]", *, link: str | None
+    ) -> None:
         self.archive_id = archive_id
+        self.link = link
         self._on_end = on_end
         self._downloaded = 0
         self.version = 0
@@ -216,9 +219,9 @@ class Receipts:
         self._forget()
         return len(self._running) + len(self._ended)
 
-    def new(self, archive_id: str) -> Receipt:
+    def new(self, archive_id: str, *, link: str | None = None) -> Receipt:
         """Return a receipt that nobody can find before it is filed."""
-        return Receipt(archive_id, self._now, self._has_ended)
+        return Receipt(archive_id, self._now, self._has_ended, link=link)
 
     def file(self, receipt: Receipt) -> None:
         """Make a receipt known by its archive's id.

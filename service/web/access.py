@@ -1,5 +1,6 @@
 """Lets a request pass or refuses it: who may do what, asked by handlers in their first line."""
 
+import hmac
 import math
 
 from aiohttp import web
@@ -14,6 +15,7 @@ from service.errors import (
     TooManyFailures,
 )
 from service.model import ImageOptions
+from service.receipts import Receipt
 from service.web.auth import LinkRefused, Role, secrets_in
 from service.web.services import SERVICES
 
@@ -64,17 +66,53 @@ def require_this_download(request: web.Request, order_id: str) -> Role:
     Raises:
         KeyRequired, TooManyFailures, LinkInvalid, LinkExpired
     """
-    tokens = request.query.getall(LINK, [])
-    if not tokens:
+    token = link_in(request)
+    if token is None:
         return require_download(request)
     query = [(name, value) for name, value in request.query.items() if name not in NOT_SIGNED]
     try:
-        # Two tokens, joined, are none.
-        return request.app[SERVICES].access.links.role_of(" ".join(tokens), order_id, query)
+        return request.app[SERVICES].access.links.role_of(token, order_id, query)
     except LinkRefused as error:
-        if error.expired:
-            raise LinkExpired("The time of this link is over; ask who gave it to you for a new one.") from error
-        raise LinkInvalid("This link was not made for this order with these parameters.") from error
+        raise _refusal(error, "This link was not made for this order with these parameters.") from error
+
+
+def require_receipt(request: web.Request) -> None:
+    """Let pass who may download, or has a good link; which receipt it shows is asked by ``require_own_receipt``.
+
+    Raises:
+        KeyRequired, TooManyFailures, LinkInvalid, LinkExpired
+    """
+    token = link_in(request)
+    if token is None:
+        require_download(request)
+        return
+    try:
+        request.app[SERVICES].access.links.check(token)
+    except LinkRefused as error:
+        raise _refusal(error, "This link opens nothing.") from error
+
+
+def require_own_receipt(request: web.Request, receipt: Receipt) -> None:
+    """Let pass who was let in without a link, or with the one that the archive was downloaded by.
+
+    Raises:
+        LinkInvalid
+    """
+    token = link_in(request)
+    if token is not None and (receipt.link is None or not hmac.compare_digest(token.encode(), receipt.link.encode())):
+        raise LinkInvalid("This archive was not downloaded by this link.")
+
+
+def link_in(request: web.Request) -> str | None:
+    """Return the token of the link that a request was made by; two tokens, joined, are none."""
+    tokens = request.query.getall(LINK, [])
+    return " ".join(tokens) if tokens else None
+
+
+def _refusal(error: LinkRefused, otherwise: str) -> LinkExpired | LinkInvalid:
+    if error.expired:
+        return LinkExpired("The time of this link is over; ask who gave it to you for a new one.")
+    return LinkInvalid(otherwise)
 
 
 def require_full_quality(role: Role, options: ImageOptions) -> None:

@@ -171,17 +171,32 @@ class Links:
         Raises:
             LinkRefused: it was not signed by us for this order and these parameters, or its time is over.
         """
+        expires_at, full, digest = self._read(token)
+        if not hmac.compare_digest(digest, _digest(order_id, query)):
+            raise LinkRefused
+        self._refuse_expired(expires_at)
+        return Role.FULL if full else Role.DOWNLOAD
+
+    def check(self, token: str) -> None:
+        """Refuse a token that opens nothing, whatever it is used for.
+
+        Raises:
+            LinkRefused: it was not signed by us, or its time is over.
+        """
+        self._refuse_expired(self._read(token)[0])
+
+    def _read(self, token: str) -> tuple[int, bool, str]:
         if self._serializer is None:
             raise LinkRefused
         try:
             expires_at, full, digest = self._serializer.loads(token[:MAX_TOKEN_CHARACTERS])
         except (BadData, SignatureExpired, ValueError, TypeError) as error:
             raise LinkRefused from error
-        if not hmac.compare_digest(str(digest), _digest(order_id, query)):
-            raise LinkRefused
+        return expires_at, bool(full), str(digest)
+
+    def _refuse_expired(self, expires_at: int) -> None:
         if self._clock() >= expires_at:
             raise LinkRefused(expired=True)
-        return Role.FULL if full else Role.DOWNLOAD
 
 
 class FailureLimit:

@@ -19,7 +19,7 @@ from service.model import Order, Outcome
 from service.pipeline import ArchiveStream
 from service.upstream.client import UpstreamClient
 from service.upstream.live import Follower
-from service.web.access import LINK, NOT_SIGNED, require_full_quality, require_this_download
+from service.web.access import LINK, NOT_SIGNED, link_in, require_full_quality, require_this_download
 from service.web.archive_record import ArchiveRecord
 from service.web.archive_response import ArchiveResponse
 from service.web.middleware import STREAMING
@@ -35,9 +35,8 @@ TRAILERS = ("X-Downloaded", "X-Failed")
 async def get_order_archive(request: web.Request) -> web.StreamResponse:
     """Answer with the archive, or, to HEAD, with its status and headers only."""
     services = request.app[SERVICES]
-    record = ArchiveRecord(
-        request, services.receipts.new(_chosen_archive_id(request) or str(uuid.uuid4())), services.metrics
-    )
+    receipt = services.receipts.new(_chosen_archive_id(request) or str(uuid.uuid4()), link=link_in(request))
+    record = ArchiveRecord(request, receipt, services.metrics)
     # What is too long for an id is no id, and fills no log.
     order_id = request.match_info["order_id"][:ORDER_ID_CHARACTERS]
     structlog.contextvars.bind_contextvars(order_id=order_id, archive_id=record.archive_id)

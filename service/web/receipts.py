@@ -15,7 +15,7 @@ from aiohttp import web
 
 from service.archive.plan import check_archive_id
 from service.receipts import Receipt
-from service.web.access import require_download
+from service.web.access import require_own_receipt, require_receipt
 from service.web.services import SERVICES
 
 # A page opens the events while its browser begins the download: whichever comes first waits for the other.
@@ -33,18 +33,21 @@ _HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"
 
 async def get_receipt(request: web.Request) -> web.Response:
     """Answer with the receipt."""
-    require_download(request)
+    require_receipt(request)
     archive_id = check_archive_id(request.match_info["archive_id"])
-    return web.json_response(request.app[SERVICES].receipts.find(archive_id).snapshot())
+    receipt = request.app[SERVICES].receipts.find(archive_id)
+    require_own_receipt(request, receipt)
+    return web.json_response(receipt.snapshot())
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
     """Send the receipt, then every change of it, until its archive has ended."""
     services = request.app[SERVICES]
-    require_download(request)
+    require_receipt(request)
     archive_id = check_archive_id(request.match_info["archive_id"])
     with services.event_admission.admit():
         receipt = await services.receipts.await_filed(archive_id, APPEARANCE_SECONDS)
+        require_own_receipt(request, receipt)
         if receipt.ended_at is not None and _last_seen(request) == receipt.version:
             return web.Response(status=204)  # what tells a browser not to come back
         return await _Events(request, receipt, stall_seconds=services.client_stall_seconds).run()

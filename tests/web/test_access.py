@@ -4,6 +4,7 @@ import asyncio
 import io
 import itertools
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -349,6 +350,39 @@ async def test_a_link_opens_nothing_else(
     _, found = await status_and_type(client, change(link))
     assert found == slug
     assert sandbox.requests == []
+
+
+async def test_a_link_shows_its_own_downloads(locked: str, client: aiohttp.ClientSession) -> None:
+    """Whoever downloads by a link may watch it by that link; what others download, by key or link, stays hidden."""
+    link = await link_to(client, locked, NEW, parameters={"quality": 80})
+    other = await link_to(client, locked, NEW, parameters={"quality": 81})
+    by_link, by_key = uuid.uuid4(), uuid.uuid4()
+    watching = asyncio.create_task(read(client, f"{locked}/archives/{by_link}/events?link={link.query['link']}"))
+    await download(client, link.update_query(archive_id=str(by_link)))
+    url = images_url(locked, DEMO_ORDER_ID, f"?archive_id={by_key}")
+    async with client.get(url, headers={"X-API-Key": NEW}) as response:
+        await response.read()
+    assert b"event: end" in await watching
+    for ending in ("", "/events"):
+        for archive_id, token, status, slug in (
+            (by_link, link.query["link"], 200, ""),
+            (by_link, other.query["link"], 403, "link-invalid"),
+            (by_link, link.query["link"] + "x", 403, "link-invalid"),
+            (by_key, link.query["link"], 403, "link-invalid"),
+        ):
+            url = URL(f"{locked}/archives/{archive_id}{ending}?link={token}", encoded=True)
+            assert await status_and_type(client, url) == (status, slug)
+        path = f"{locked}/archives/{by_link}{ending}"
+        assert (await status_and_type(client, path))[0] == 401
+        assert (await status_and_type(client, path, **{"X-API-Key": NEW}))[0] == 200
+    receipt = await read(client, f"{locked}/archives/{by_link}?link={link.query['link']}")
+    assert link.query["link"].encode() not in receipt
+
+
+async def read(client: aiohttp.ClientSession, url: str) -> bytes:
+    """Return what a GET brings."""
+    async with client.get(URL(url, encoded=True)) as response:
+        return await response.read()
 
 
 async def test_a_link_to_full_quality(locked: str, client: aiohttp.ClientSession) -> None:

@@ -258,9 +258,7 @@ async def links_that_open_nothing(world: World, method: str, path: str, **option
     """A link that was changed, and one whose time is over."""
     service = await world.start(**SIGNING)
     await world.ask(method, f"{service}{path}?link=x", 403, **options)
-    async with world.client.post(
-        service + path.replace("/images", "/links"), json={"expires_in_seconds": 1}
-    ) as response:
+    async with world.client.post(f"{service}/orders/{DEMO_ORDER_ID}/links", json={"expires_in_seconds": 1}) as response:
         url = (await response.json())["url"]
     with world.monkeypatch.context() as later:
         later.setattr("time.time", lambda: 2e9)
@@ -387,6 +385,7 @@ async def refused_receipts(world: World, service: str, ending: str) -> None:
     await world.ask("GET", f"{service}/archives/x{ending}", 400)
     await world.ask("GET", f"{service}/archives/{uuid.uuid4()}{ending}", 404)
     await keys(world, "GET", f"/archives/{uuid.uuid4()}{ending}")
+    await links_that_open_nothing(world, "GET", f"/archives/{uuid.uuid4()}{ending}")
 
 
 async def watch_download(world: World) -> None:

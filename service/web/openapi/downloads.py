@@ -275,9 +275,9 @@ OPERATIONS = (
         "The same facts as in the manifest, while the archive runs and for a while after. Only the instance that "
         "streams an archive knows of it.",
         (Success(200, "The receipt.", json_content(ref("Receipt"))),),
-        (InvalidArchiveId, *_KEY_PROBLEMS, ArchiveNotFound),
-        (ARCHIVE_ID,),
-        security=KEY,
+        (InvalidArchiveId, *_KEY_PROBLEMS, LinkInvalid, LinkExpired, ArchiveNotFound),
+        (ARCHIVE_ID, LINK_TOKEN),
+        security=KEY_OR_LINK,
     ),
     Operation(
         "get",
@@ -303,11 +303,12 @@ OPERATIONS = (
             ),
             Success(204, "`Last-Event-ID` is that of the end: nothing more comes, and a browser does not ask again."),
         ),
-        (InvalidArchiveId, *_KEY_PROBLEMS, ArchiveNotFound, AtCapacity),
+        (InvalidArchiveId, *_KEY_PROBLEMS, LinkInvalid, LinkExpired, ArchiveNotFound, AtCapacity),
         (
             ARCHIVE_ID,
+            LINK_TOKEN,
             header_parameter("Last-Event-ID", "The last `id` that you have seen.", {"type": "string"}),
         ),
-        security=KEY,
+        security=KEY_OR_LINK,
     ),
 )
