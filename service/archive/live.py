@@ -1,6 +1,6 @@
 """An order that changes while its archive streams: which images have become ready, which never will."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.archive.naming import entry_stems
@@ -39,6 +39,7 @@ class LivePlan:
         self._max_images = max_images
         self._images: list[Image] = list(plan.order.images)
         self._known = {image.image_id for image in self._images}
+        self._unnamed = sum(not image.image_id for image in self._images)
         self._awaited = {item.image.image_id: item for item in plan.awaited}
         self._total = plan.total
         self._may_grow = plan.order.busy and not plan.options.only
@@ -55,9 +56,15 @@ class LivePlan:
         """Take in what the order is now."""
         self._may_grow = order.busy and not self._options.only
         listed = {image.image_id: image for image in order.images if image.image_id}
+        ready, failed = self._settled(listed)
         appeared, refused = self._appeared(order)
+        at_once, never = self._settled(listed)
+        return News(appeared, [*ready, *at_once], [*failed, *refused, *never])
+
+    def _settled(self, listed: Mapping[str, Image]) -> tuple[list[PlannedImage], list[tuple[PlannedImage, Failure]]]:
+        """Return which of the awaited images have become ready and which never will; these need no credit any more."""
         ready: list[PlannedImage] = []
-        failed: list[tuple[PlannedImage, Failure]] = list(refused)
+        failed: list[tuple[PlannedImage, Failure]] = []
         for image_id, item in list(self._awaited.items()):
             image = listed.get(image_id)
             if image is None:
@@ -70,7 +77,9 @@ class LivePlan:
             else:
                 continue
             del self._awaited[image_id]
-        return News(appeared, ready, failed)
+        if self._credits_left is not None:
+            self._credits_left += sum(not item.image.paid for item, _ in failed)
+        return ready, failed
 
     def leftovers(self) -> Sequence[tuple[PlannedImage, Failure]]:
         """Return what is still not ready when the wait is over; nothing is waited for any more."""
@@ -78,11 +87,14 @@ class LivePlan:
         return [(item, Failure(Reason.NOT_READY, "The image was not processed in time.")) for item in rest.values()]
 
     def _appeared(self, order: Order) -> tuple[list[PlannedImage], list[tuple[PlannedImage, Failure]]]:
-        new = [image for image in order.images if image.image_id and image.image_id not in self._known]
+        # Without an id none can be told from another: only how many there are.
+        unnamed = [image for image in order.images if not image.image_id][self._unnamed :]
+        new = [image for image in order.images if image.image_id and image.image_id not in self._known] + unnamed
         if self._options.only or not new:
             return [], []
         first = len(self._images)
         self._images += new
+        self._unnamed += len(unnamed)
         self._known |= {image.image_id for image in new}
         # Names are given one after the other: those that were given before come out the same.
         stems = entry_stems([image.name for image in self._images])[first:]
@@ -91,15 +103,18 @@ class LivePlan:
         ]
         refused = []
         for item in appeared:
-            failure = self._admit(item.image)
+            failure = self._admit(item)
             if failure is not None:
                 refused.append((item, failure))
             else:
                 self._awaited[item.image.image_id] = item
         return appeared, refused
 
-    def _admit(self, image: Image) -> Failure | None:
+    def _admit(self, item: PlannedImage) -> Failure | None:
+        image = item.image
         self._total += 1
+        if not image.image_id:
+            return unavailable(item).failure
         if self._total > self._max_images:
             return Failure(Reason.REJECTED, "The order has more images than one archive may hold.")
         if self._credits_left is not None and not image.paid:
