@@ -42,7 +42,7 @@ def _asked(body: bytes, max_seconds: int) -> tuple[list[tuple[str, str]], int]:
     """
     try:
         asked = json.loads(body or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidBody("The body is not JSON.") from error
     if not isinstance(asked, dict) or asked.keys() - {"parameters", "expires_in_seconds"}:
         raise InvalidBody("The body must be an object with 'parameters' and 'expires_in_seconds', both optional.")

@@ -87,7 +87,7 @@ def _key_in(body: bytes, content_type: str) -> str:
         fields = (
             json.loads(body) if content_type == "application/json" else dict(parse_qs(body.decode(), max_num_fields=8))
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidBody("The body is neither JSON nor a form.") from error
     key = fields.get("key") if isinstance(fields, dict) else None
     key = key[0] if isinstance(key, list) and len(key) == 1 else key

@@ -29,7 +29,7 @@ async def take_webhook(request: web.Request) -> web.Response:
     body = await request.read()
     try:
         notice = json.loads(body or b"{}")  # saving the settings of the API sends an empty one
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidBody("The body is not JSON.") from error
     order_id = notice.get("order_id") if isinstance(notice, dict) else None
     woken = isinstance(order_id, str) and services.live_orders.wake(order_id)

@@ -263,6 +263,7 @@ async def test_a_session_is_worth_its_key(key: str, role: str, form: str, locked
         pytest.param(b"{}", 400, id="none"),
         pytest.param(b"[1]", 400, id="no object"),
         pytest.param(b"{", 400, id="no JSON"),
+        pytest.param(b"[" * 60_000, 400, id="too deep"),
         pytest.param(b'{"key": ["a", "b"]}', 400, id="two"),
         pytest.param(b" " * 5000, 400, id="too large"),
     ],
@@ -397,9 +398,10 @@ async def test_a_link_to_full_quality(locked: str, client: aiohttp.ClientSession
 
 @pytest.mark.parametrize(
     "body",
-    [b"{", b"[]", b'{"more": 1}', b'{"expires_in_seconds": 0}', b'{"expires_in_seconds": 604801}',
-     b'{"expires_in_seconds": true}', b'{"parameters": []}', b'{"parameters": {"only": [{}]}}',
-     b'{"parameters": {"link": "x"}}', b'{"parameters": {"qualty": 1}}', b'{"parameters": {"quality": 91}}'],
+    [b"{", pytest.param(b"[" * 60_000, id="too deep"), b"[]", b'{"more": 1}', b'{"expires_in_seconds": 0}',
+     b'{"expires_in_seconds": 604801}', b'{"expires_in_seconds": true}', b'{"parameters": []}',
+     b'{"parameters": {"only": [{}]}}', b'{"parameters": {"link": "x"}}', b'{"parameters": {"qualty": 1}}',
+     b'{"parameters": {"quality": 91}}'],
 )  # fmt: skip
 async def test_a_link_that_cannot_be_made(body: bytes, locked: str, client: aiohttp.ClientSession) -> None:
     """A request for a link that would not work is refused when it is made, not when it is used."""

@@ -267,6 +267,7 @@ async def test_bad_waits(wait: str, service: str, client: aiohttp.ClientSession)
         pytest.param(SECRET, b"", 204, id="empty"),
         pytest.param(SECRET, b"[1]", 204, id="something else"),
         pytest.param(SECRET, b"{", 400, id="no JSON"),
+        pytest.param(SECRET, b"[" * 60_000, 400, id="too deep"),
         pytest.param("wrong", b"{}", 401, id="wrong secret"),
         pytest.param("", b"{}", 401, id="no secret"),
     ],
