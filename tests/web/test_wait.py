@@ -236,6 +236,21 @@ async def test_a_client_that_leaves_ends_the_looks(sandbox: Sandbox, live: str) 
     assert order.polls == polls == 1
 
 
+async def test_nothing_is_bought_for_who_waits_no_longer(sandbox: Sandbox, live: str) -> None:
+    """What becomes ready after the client has left is not bought for it."""
+    order = sandbox.add_order([image(0), image(1, status="processing")])
+    async with aiohttp.ClientSession() as leaving:
+        response = await leaving.get(images_url(live, order.order_id, "?wait=60&preview=false"))
+        await response.content.readuntil(b"\xff\xd9")
+        response.close()
+    async with aiohttp.ClientSession() as another:
+        await download(another, images_url(live, DEMO_ORDER_ID))
+        order.images[1].status = "processed"
+        await notify(another, live, order.order_id)
+        await download(another, images_url(live, DEMO_ORDER_ID))
+    assert sandbox.ledger == {order.images[0].image_id: 1}
+
+
 async def test_credits_bound_what_appears(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
     """An image that appears later is bought only within max_credits."""
     order = sandbox.add_order([image(0), image(1, status="processing")], processing=True)
