@@ -24,6 +24,9 @@ JITTER = 0.25
 # A look that takes longer is worth nothing any more: the next one comes.
 LOOK_SECONDS = 30.0
 
+# How long before the end of somebody's wait: time for an answer to come.
+LAST_LOOK_SECONDS = 1.0
+
 Look = Callable[[str, float], Awaitable[Order]]
 
 
@@ -121,8 +124,11 @@ class LiveOrders:
         self._stopped = False
 
     @asynccontextmanager
-    async def follow(self, order: Order, asked: float) -> AsyncIterator[Follower]:
-        """Follow an order while the context is open, from what it was when ``asked`` for, by the loop's clock."""
+    async def follow(self, order: Order, asked: float, *, until: float) -> AsyncIterator[Follower]:
+        """Follow an order while the context is open, from what it was when ``asked`` for, by the loop's clock.
+
+        Shortly before ``until`` there is a last look, so that what has become ready since the one before is not missed.
+        """
         order_id = order.order_id
         followed = self._followed.setdefault(order_id, _Followed())
         followed.followers += 1
@@ -133,9 +139,12 @@ class LiveOrders:
             # In a context of its own: it belongs to no request, and may outlive the one that began it.
             followed.task = asyncio.create_task(self._poll(order_id, followed), context=Context())
             followed.task.add_done_callback(followed.poll_ended)
+        loop = asyncio.get_running_loop()
+        last_look = loop.call_at(max(until - LAST_LOOK_SECONDS, (loop.time() + until) / 2), followed.woken.set)
         try:
             yield Follower(followed, order)
         finally:
+            last_look.cancel()
             followed.followers -= 1
             if not followed.followers:
                 self._followed.pop(order_id, None)

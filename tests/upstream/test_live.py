@@ -2,13 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import pytest
 
 from service.errors import UpstreamFailed
 from service.model import Image, Order, Readiness
-from service.upstream.live import FIRST_PAUSE_SECONDS, JITTER, LONGEST_PAUSE_SECONDS, LiveOrders, pause_seconds
+from service.upstream.live import (
+    FIRST_PAUSE_SECONDS,
+    JITTER,
+    LONGEST_PAUSE_SECONDS,
+    Follower,
+    LiveOrders,
+    pause_seconds,
+)
 
 ORDER = Order("o", "Order", busy=True, images=(Image("a", "a.jpg", Readiness.NOT_READY),))
 LATER = replace(ORDER, images=(*ORDER.images, Image("b", "b.jpg", Readiness.NOT_READY)))
@@ -46,6 +54,11 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+def following(orders: LiveOrders, order: Order, asked: float | None = None) -> AbstractAsyncContextManager[Follower]:
+    """Follow an order for long."""
+    return orders.follow(order, now() if asked is None else asked, until=now() + 1000)
+
+
 def test_looks_without_news_become_rarer() -> None:
     """Pauses grow from the first to the longest, and stay there however long nothing happens."""
     pauses = [pause_seconds(looks, 0.5) for looks in range(20)]
@@ -73,7 +86,7 @@ async def test_news_reset_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("service.upstream.live.pause_seconds", no_pause)
     looks = Looks(ORDER, UpstreamFailed("no"), ORDER, LATER, LATER)
-    async with LiveOrders(looks).follow(ORDER, now()):
+    async with following(LiveOrders(looks), ORDER):
         for _ in range(5):
             looks.gate.release()
         await until(lambda: looks.begun == 6)
@@ -85,11 +98,11 @@ async def test_an_older_look_is_no_news() -> None:
     looks = Looks(LATER, LATEST)
     orders = LiveOrders(looks)
     before = now()
-    async with orders.follow(ORDER, before) as first:
+    async with following(orders, ORDER, before) as first:
         orders.wake("o")
         looks.gate.release()
         assert await first.next() == LATER
-        async with orders.follow(ORDER, before) as second:
+        async with following(orders, ORDER, before) as second:
             assert await second.next() == LATER, "who knows less is told at once"
             orders.wake("o")
             looks.gate.release()
@@ -99,7 +112,7 @@ async def test_an_older_look_is_no_news() -> None:
 async def test_who_comes_later_brings_news() -> None:
     """The look-up that begins an archive counts for those that wait for the same order already."""
     orders = LiveOrders(Looks())
-    async with orders.follow(ORDER, now()) as first, orders.follow(LATER, now()) as second:
+    async with following(orders, ORDER) as first, following(orders, LATER) as second:
         assert await first.next() == LATER
         waiting = asyncio.create_task(second.next())
         await asyncio.sleep(0)
@@ -112,7 +125,7 @@ async def test_a_notice_during_a_look_makes_another() -> None:
     """What is said while a look is under way may not be in its answer."""
     looks = Looks(ORDER, LATER)
     orders = LiveOrders(looks)
-    async with orders.follow(ORDER, now()) as follower:
+    async with following(orders, ORDER) as follower:
         orders.wake("o")
         await until(lambda: looks.begun == 1)
         assert orders.wake("o")
@@ -125,8 +138,8 @@ async def test_one_look_at_a_time_for_all_who_follow() -> None:
     """The looks end with the last follower, not with the first."""
     looks = Looks(LATER)
     orders = LiveOrders(looks)
-    async with orders.follow(ORDER, now()) as staying:
-        async with orders.follow(ORDER, now()):
+    async with following(orders, ORDER) as staying:
+        async with following(orders, ORDER):
             orders.wake("o")
             await until(lambda: looks.begun == 1)
         looks.gate.release()
@@ -139,9 +152,20 @@ async def test_a_fault_of_ours_is_not_waited_out() -> None:
     """Looks that end by a mistake in the service end the waiting of all, and are not mistaken for no news."""
     looks = Looks(RuntimeError("a mistake"))
     orders = LiveOrders(looks)
-    async with orders.follow(ORDER, now()) as first, orders.follow(ORDER, now()) as second:
+    async with following(orders, ORDER) as first, following(orders, ORDER) as second:
         orders.wake("o")
         looks.gate.release()
         for follower in (first, second):
             with pytest.raises(RuntimeError):
                 await follower.next()
+
+
+async def test_a_last_look_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops waiting between two looks does not miss what has become ready since the first."""
+    monkeypatch.setattr("service.upstream.live.pause_seconds", lambda _looks, _chance: 1000.0)
+    looks = Looks(LATER)
+    looks.gate.release()
+    orders = LiveOrders(looks)
+    async with following(orders, ORDER), orders.follow(ORDER, now(), until=now() + 0.1) as leaving:
+        assert await leaving.next() == LATER
+        assert looks.begun == 1
