@@ -1,6 +1,7 @@
 """The service behind the shipped nginx.conf, in a real nginx: of the file only addresses and paths are replaced."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -115,14 +116,21 @@ async def test_bytes_are_passed_on_as_they_come(sandbox: Sandbox, proxied: str, 
 async def test_a_large_archive_passes_without_the_proxys_disk(
     sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """Many megabytes come whole, and nginx writes none of them to disk."""
+    """Many megabytes come whole; of a caller that takes nothing nginx collects nothing, in memory or on disk."""
     order = sandbox.add_order([SandboxImage(f"{n}.jpg", size_bytes=32 * MIB) for n in range(4)])
-    total = 0
-    async with client.get(images_url(proxied, order.order_id)) as response:
-        async for chunk in response.content.iter_any():
-            total += len(chunk)
-    assert total > 128 * MIB
-    assert not [path for path in (tmp_path / "proxy").rglob("*") if path.is_file()]
+    url = images_url(proxied, order.order_id)
+    async with client.get(url) as idle:
+        total = 0
+        async with client.get(url) as response:
+            async for chunk in response.content.iter_any():
+                total += len(chunk)
+        assert total > 128 * MIB
+        # In this time a proxy that collects would have had the other one whole. nginx takes its files away at the end.
+        assert not [path for path in (tmp_path / "proxy").rglob("*") if path.is_file()]
+        receipt = json.loads(await read(client, f"{proxied}/archives/{idle.headers['X-Archive-Id']}"))
+        assert receipt["state"] == "streaming"
+        assert receipt["bytes"] < 32 * MIB
+        idle.close()
 
 
 @pytest.mark.soak
@@ -140,24 +148,51 @@ async def test_more_than_four_gigabytes_pass(sandbox: Sandbox, proxied: str, cli
     assert end[-22:].startswith(b"PK\x05\x06"), "the end of central directory (APPNOTE 4.3.16)"
 
 
-async def test_a_caller_that_leaves_stops_the_work(sandbox: Sandbox, proxied: str) -> None:
-    """The end of the caller's connection is passed on, and the upstream's work ends."""
-    order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=512 * MIB)])
+async def test_a_caller_that_leaves_stops_the_work(
+    sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession
+) -> None:
+    """The end of the caller's connection is passed on, also while nothing comes, and the upstream's work ends."""
+    order = add_order(sandbox, [200_000])
+    sandbox.faults.pause(order.images[0].image_id, after_bytes=100_000)  # for good: it cannot end by itself
     async with aiohttp.ClientSession() as leaving:
         response = await leaving.get(images_url(proxied, order.order_id))
-        await response.content.readexactly(MIB)
+        await response.content.readexactly(50_000)
+        assert sandbox.active_requests
         response.close()
     await sandbox.wait_until(lambda: not sandbox.active_requests)
+    receipt = json.loads(await read(client, f"{proxied}/archives/{response.headers['X-Archive-Id']}"))
+    assert (receipt["state"], receipt["why"]) == ("client_gone", "client-left")
 
 
-async def test_errors_keep_their_documents(proxied: str, client: aiohttp.ClientSession) -> None:
-    """Problems of the service arrive as they are; the inside is not shown."""
-    for order_id, status, slug in (("nonsense", 400, "invalid-order-id"), (MERGING_ORDER_ID, 409, "order-not-ready")):
+async def test_errors_keep_their_documents(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
+    """Problems of the service arrive as they are, also those that look like nginx's; the inside is not shown."""
+    broken = add_order(sandbox, [1000]).order_id
+    sandbox.faults.order(broken, [Fault(Kind.WRONG_SHAPE)])
+    for order_id, status, slug in (
+        ("nonsense", 400, "invalid-order-id"),
+        (MERGING_ORDER_ID, 409, "order-not-ready"),
+        (broken, 502, "upstream-unreadable"),
+    ):
         async with client.get(images_url(proxied, order_id)) as response:
             assert (response.status, response.content_type) == (status, "application/problem+json")
             assert (await response.json())["type"] == f"/problems/{slug}"
     async with client.get(f"{proxied}/metrics") as response:
         assert response.status == 404
+
+
+async def test_request_ids_pass(proxied: str, client: aiohttp.ClientSession) -> None:
+    """A caller's request id is the service's too; what is none is replaced by one of nginx's."""
+    for given, kept in (("order-4711", True), ("not an id", False)):
+        async with client.get(f"{proxied}/health", headers={"X-Request-ID": given}) as response:
+            assert (response.headers["X-Request-ID"] == given) is kept
+
+
+async def test_a_list_that_is_too_long(proxied: str, client: aiohttp.ClientSession) -> None:
+    """A body that nginx itself refuses, to spare its disk, gets the document that the service would answer with."""
+    body = io.BytesIO(b"0" * (5 * MIB))
+    async with client.post(images_url(proxied, DEMO_ORDER_ID), data=body, expect100=True) as response:
+        assert (response.status, response.content_type) == (400, "application/problem+json")
+        assert (await response.json())["type"] == "/problems/invalid-body"
 
 
 async def test_a_broken_archive_is_a_broken_transfer(
@@ -206,11 +241,20 @@ async def test_no_replica_answers(closed_port: int, client: aiohttp.ClientSessio
 
 
 @asynccontextmanager
-async def three_replicas(sandbox: Sandbox, folder: Path) -> AsyncIterator[tuple[str, list[RunningService]]]:
+async def three_replicas(
+    sandbox: Sandbox, folder: Path, **environment: str
+) -> AsyncIterator[tuple[str, list[RunningService]]]:
     """Run three processes behind nginx."""
+    given = {"DRAIN_SECONDS": "30", **environment}
     async with AsyncExitStack() as stack:
-        replicas = [await stack.enter_async_context(service_process(sandbox, DRAIN_SECONDS="30")) for _ in range(3)]
+        replicas = [await stack.enter_async_context(service_process(sandbox, **given)) for _ in range(3)]
         yield await stack.enter_async_context(nginx(folder, [one.url for one in replicas])), replicas
+
+
+def asked(folder: Path, request: str) -> list[int]:
+    """Return how many replicas nginx has asked for each request that begins like this, from its log."""
+    lines = (folder / "nginx.log").read_text("utf-8").splitlines()
+    return [line.count("127.0.0.1:") for line in lines if f'"{request}' in line]
 
 
 async def test_receipts_find_their_archive(sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path) -> None:
@@ -222,6 +266,7 @@ async def test_receipts_find_their_archive(sandbox: Sandbox, client: aiohttp.Cli
             assert len(await download(client, images_url(url, DEMO_ORDER_ID, f"?archive_id={archive_id}"))) == 14
             assert b"event: end" in await events
             assert json.loads(await read(client, f"{url}/archives/{archive_id}"))["state"] == "complete"
+        assert asked(tmp_path, "GET /archives/") == [1] * 24, "none had to be searched for"
         used = [one for one in replicas if any("archive.finished" in line for line in one.lines)]
         assert len(used) > 1, "the archives are spread"
 
@@ -259,6 +304,28 @@ async def status_of(client: aiohttp.ClientSession, url: str) -> int:
         return response.status
 
 
+async def until_draining(client: aiohttp.ClientSession, replica: RunningService) -> None:
+    """Return when a replica has noticed that it is to stop."""
+    while await status_of(client, f"{replica.url}/health/ready") != 503:
+        pass
+
+
+async def test_full_replicas_still_answer(sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path) -> None:
+    """With no place left anywhere, downloads are refused, but receipts, orders and the page are there."""
+    async with three_replicas(sandbox, tmp_path, MAX_ARCHIVES="1") as (url, replicas):
+        begun = [await begin(sandbox, client, url, replicas) for _ in range(3)]
+        for _ in range(9):
+            async with client.get(images_url(url, DEMO_ORDER_ID)) as response:
+                assert (response.status, response.content_type) == (503, "application/problem+json")
+                assert response.headers["Retry-After"] == "10"
+        for one in begun:
+            assert await status_of(client, f"{url}/archives/{one.response.headers['X-Archive-Id']}") == 200
+            one.gate.release()
+            assert len(entries(one.first + await one.response.read())) == 1
+        for path in ("/", "/health", f"/orders/{DEMO_ORDER_ID}"):
+            assert await status_of(client, url + path) == 200
+
+
 async def test_a_replica_that_ends_finishes_its_archives(
     sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
@@ -266,7 +333,13 @@ async def test_a_replica_that_ends_finishes_its_archives(
     async with three_replicas(sandbox, tmp_path) as (url, replicas):
         begun = await begin(sandbox, client, url, replicas)
         begun.replica.process.send_signal(signal.SIGTERM)
-        for _ in range(9):
+        await until_draining(client, begun.replica)
+        only = {"only": [sandbox.orders[DEMO_ORDER_ID].images[0].image_id]}
+        path = f"/orders/{DEMO_ORDER_ID}/images"
+        while max(asked(tmp_path, f"POST {path}"), default=0) < 2:  # until the one that ends was asked first
+            async with client.post(url + path, json=only) as response:
+                assert len(entries(await response.read())) == 1
+        while max(asked(tmp_path, f"GET {path}"), default=0) < 2:
             assert len(await download(client, images_url(url, DEMO_ORDER_ID))) == 14
         begun.gate.release()
         assert entries(begun.first + await begun.response.read()) == {"0.jpg": jpeg(200_000, 0)}
