@@ -1,5 +1,6 @@
 """The shipped ways to run the service: each judged by a tool that knows its format, and compared with the code."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -23,8 +25,9 @@ COMPOSE, RENDER = DEPLOY / "compose.yaml", DEPLOY / "render.yaml"
 UNIT = DEPLOY / "systemd" / "autoenhance-batch.service"
 # The oldest version of Kubernetes that is still kept, and the newest whose schema is at hand.
 KUBERNETES_VERSIONS = ("1.33", "1.36")
-# Kinds of others, whose schemas come with them.
-FOREIGN_KINDS = {"Kustomization", "ServiceMonitor"}
+# Not an object of Kubernetes: judged by kubectl.
+KUSTOMIZATION = KUBERNETES / "kustomization.yaml"
+SERVICE_MONITOR_SCHEMA = Path(__file__).parent / "servicemonitor.schema.json"
 SETTINGS = {name.upper() for name in Settings.model_fields}
 # Below this systemd calls a service "OK": https://www.freedesktop.org/software/systemd/man/systemd-analyze.html
 GREATEST_EXPOSURE = 20
@@ -81,6 +84,17 @@ def test_compose_mounts_what_is_there() -> None:
     run(require_tool("promtool"), "check", "config", DEPLOY / "prometheus" / "prometheus.compose.yml")
 
 
+def test_compose_passes_trailers() -> None:
+    """The proxy's version knows how to pass trailers, and finds the file that says so where nginx.conf looks for it."""
+    proxy = load(COMPOSE)["services"]["proxy"]
+    version = re.findall(r":(\d+)\.(\d+)", proxy["image"])[0]
+    assert tuple(map(int, version)) >= (1, 28)
+    assert "./nginx/since-1.27.2:/etc/nginx/newer:ro" in proxy["volumes"]
+    assert "include newer/*.conf;" in (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8")
+    (line,) = re.findall(r"^[^#\n].*$", (DEPLOY / "nginx/since-1.27.2/trailers.conf").read_text("utf-8"), re.MULTILINE)
+    assert line == "proxy_pass_trailers on;"
+
+
 def test_time_to_drain() -> None:
     """Whoever stops the service gives it time for DRAIN_SECONDS."""
     drain_seconds = Settings().drain_seconds
@@ -98,6 +112,14 @@ def test_time_to_drain() -> None:
 # Kubernetes.
 
 
+def validate(loaded: dict[str, Any], version: str) -> None:
+    """Judge an object by the schema of its kind, unknown fields refused."""
+    if loaded["kind"] == "ServiceMonitor":  # the Prometheus operator's
+        jsonschema.validate(loaded, json.loads(SERVICE_MONITOR_SCHEMA.read_text("utf-8")))
+    else:
+        kubernetes_validate.validate(loaded, version, strict=True)
+
+
 def manifest(name: str) -> dict[str, Any]:
     """Return one object."""
     loaded: dict[str, Any] = load(KUBERNETES / name)
@@ -105,12 +127,12 @@ def manifest(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [one for one in MANIFESTS if one != KUSTOMIZATION], ids=lambda path: path.stem)
 def test_kubernetes(path: Path, version: str) -> None:
-    """Each object fits the schema of its kind, unknown fields refused."""
-    loaded = load(path)
-    if loaded["kind"] not in FOREIGN_KINDS:
-        kubernetes_validate.validate(loaded, version, strict=True)
+    """Each object fits the schema of its kind; a field that the kind does not have would be refused."""
+    validate(load(path), version)
+    with pytest.raises((kubernetes_validate.ValidationError, jsonschema.ValidationError)):
+        validate({**load(path), "speck": {}}, version)
 
 
 def test_kustomization_lists_every_object() -> None:
@@ -129,8 +151,7 @@ def test_kustomization_is_taken() -> None:
         "NetworkPolicy", "ServiceMonitor",
     }  # fmt: skip
     for one in rendered:
-        if one["kind"] not in FOREIGN_KINDS:
-            kubernetes_validate.validate(one, KUBERNETES_VERSIONS[-1], strict=True)
+        validate(one, KUBERNETES_VERSIONS[-1])
 
 
 def test_kubernetes_objects_find_each_other() -> None:
@@ -152,14 +173,28 @@ def test_kubernetes_objects_find_each_other() -> None:
     assert probes == {"/health/live", "/health/ready"}
     scaler = manifest("horizontalpodautoscaler.yaml")["spec"]
     assert scaler["metrics"][0]["pods"]["metric"]["name"] == "batch_archives_in_progress"
-    (backend,) = manifest("ingress.yaml")["spec"]["rules"][0]["http"]["paths"]
-    assert backend["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "http"}}
+    ingresses = [manifest(name)["spec"] for name in ("ingress.yaml", "ingress-inside.yaml")]
+    assert len({ingress["rules"][0]["host"] for ingress in ingresses}) == 1
+    for ingress in ingresses:
+        (backend,) = ingress["rules"][0]["http"]["paths"]
+        assert backend["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "http"}}
+
+
+def test_metrics_stay_inside() -> None:
+    """Neither proxy shows metrics to the outside; the names are asked of the cluster, not of anybody."""
+    inside = manifest("ingress-inside.yaml")
+    assert inside["metadata"]["annotations"]["nginx.ingress.kubernetes.io/whitelist-source-range"] == "127.0.0.1/32"
+    (path,) = inside["spec"]["rules"][0]["http"]["paths"]
+    assert (path["path"], path["pathType"]) == ("/metrics", "Exact")
+    for rule in manifest("networkpolicy.yaml")["spec"]["egress"]:
+        assert rule["to"], "nothing may be reached everywhere"
 
 
 def test_kubernetes_shares_the_rate_limit() -> None:
-    """All replicas that may run together stay below the API's limit for one address."""
+    """All replicas that may run together, one more during a roll-out, stay below the API's limit for one address."""
     settings = dict(one.split("=") for one in manifest("kustomization.yaml")["configMapGenerator"][0]["literals"])
-    replicas = manifest("horizontalpodautoscaler.yaml")["spec"]["maxReplicas"]
+    surge = manifest("deployment.yaml")["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+    replicas = manifest("horizontalpodautoscaler.yaml")["spec"]["maxReplicas"] + surge
     assert replicas * int(settings["UPSTREAM_REQUESTS_PER_SECOND"]) <= 300
 
 
