@@ -1,4 +1,4 @@
-# The service in a small image: no compiler, no package manager of ours, not root, nothing written but /tmp.
+# The service in a small image: no compiler, no pip, not root, nothing written but /tmp.
 #
 #   docker build --tag autoenhance-batch .
 #   docker run --read-only --tmpfs /tmp --publish 8000:8000 --env AUTOENHANCE_API_KEY autoenhance-batch
@@ -19,7 +19,11 @@ RUN /opt/builder/bin/python -m hatchling build -t wheel -d dist && /opt/builder/
 FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title="autoenhance-batch" \
       org.opencontainers.image.description="Streams every enhanced image of an Autoenhance.ai order into one ZIP while the images arrive." \
+      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT"
+
+# The base brings them; nothing is installed from here on.
+RUN pip uninstall --yes --root-user-action=ignore pip setuptools wheel
 
 COPY --from=build /opt/batch /opt/batch
 ENV PATH=/opt/batch/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOST=0.0.0.0 PORT=8000

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from service.cli import EXIT_SETTINGS
 from service.settings import Settings
 from tests.deploy.shipped import DEPLOY, load, require_tool
 
@@ -54,6 +56,13 @@ def test_what_the_image_is_built_of_is_let_in() -> None:
     let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text("utf-8"), re.MULTILINE)
     assert sorted(let_in) == sorted(name for names in copied for name in names.split())
     assert all((ROOT / name).exists() for name in let_in)
+
+
+def test_versions_are_those_of_the_project() -> None:
+    """The image's label and the image that Kubernetes asks for have the version of pyproject.toml."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    label = re.findall(r'image\.version="(.+?)"', (ROOT / "Dockerfile").read_text("utf-8"))
+    assert [*label, *(one["newTag"] for one in manifest("kustomization.yaml")["images"])] == [version] * 2
 
 
 def test_the_image_is_built_with_the_locked_tools() -> None:
@@ -103,7 +112,7 @@ def test_time_to_drain() -> None:
     seconds = {
         "compose": int(load(COMPOSE)["services"]["batch"]["stop_grace_period"].removesuffix("s")),
         "render": render["maxShutdownDelaySeconds"],
-        "systemd": int(re.findall(r"^TimeoutStopSec=(\d+)$", UNIT.read_text("utf-8"), re.MULTILINE)[0]),
+        "systemd": int(unit_says("TimeoutStopSec")[0]),
         "kubernetes": pod["terminationGracePeriodSeconds"] - 5,
     }
     assert all(drain_seconds + 5 <= one <= drain_seconds + 30 for one in seconds.values()), seconds
@@ -236,6 +245,19 @@ def test_readme_quotes_the_shipped_file() -> None:
 # systemd and Render.
 
 
+def unit_says(name: str) -> list[str]:
+    """Return what the unit says under a name."""
+    return re.findall(rf"^{name}=(.*)$", UNIT.read_text("utf-8"), re.MULTILINE)
+
+
+def test_systemd_leaves_what_the_service_needs() -> None:
+    """The metrics can read /proc/stat, uploads do not wait in memory, and nobody restarts invalid settings."""
+    assert unit_says("ProcSubset") == []
+    assert unit_says("Environment") == ["TMPDIR=/var/tmp"]
+    assert unit_says("PrivateTmp") == ["yes"]  # which is /var/tmp too
+    assert unit_says("RestartPreventExitStatus") == [str(EXIT_SETTINGS)]
+
+
 def test_systemd_unit(tmp_path: Path) -> None:
     """Systemd takes the unit, and calls it well locked up."""
     analyze = require_tool("systemd-analyze")
@@ -249,10 +271,10 @@ def test_systemd_unit(tmp_path: Path) -> None:
 
 
 def test_render() -> None:
-    """The blueprint builds the image there is, asks for health where it is, and waits no longer than its proxy."""
+    """The blueprint builds the image there is, asks whether it lives only, and waits no longer than its proxy."""
     (service,) = load(RENDER)["services"]
     assert (ROOT / service["dockerfilePath"]).is_file()
-    assert service["healthCheckPath"] == "/health/ready"
+    assert service["healthCheckPath"] == "/health/live"
     values = {one["key"]: one.get("value") for one in service["envVars"]}
     assert int(values["WAIT_MAX_SECONDS"]) + Settings().first_byte_seconds < 100
 

@@ -186,8 +186,25 @@ async def test_the_image_serves(
 
 def test_the_image_has_no_tools(tree: Path) -> None:
     """Neither the package manager nor the builder gets into the final stage."""
-    site = next((tree / "opt" / "batch" / "lib").glob("python*/site-packages"))
-    installed = {path.name.split("-")[0].lower() for path in site.glob("*.dist-info")}
+    installed = packages_in(tree / "opt" / "batch")
     assert "autoenhance_batch" in installed
     assert installed & {"pip", "setuptools", "hatchling", "pytest", "pillow"} == set()
-    assert stages()[1].steps[1:2] == [("COPY", "--from=build /opt/batch /opt/batch")]
+    assert [words for name, words in stages()[1].steps if name == "COPY"] == ["--from=build /opt/batch /opt/batch"]
+
+
+def test_the_image_loses_the_tools_of_its_base(tmp_path: Path) -> None:
+    """What the final stage runs takes away the package manager that the base image brings."""
+    base = tmp_path / "base"
+    subprocess.run([_interpreter(), "-m", "venv", str(base)], check=True, timeout=60)
+    assert "pip" in packages_in(base)
+    commands = [words for name, words in stages()[1].steps if name == "RUN"]
+    for command in commands:
+        environment = {**os.environ, "PATH": f"{base}/bin:{os.environ['PATH']}"}
+        subprocess.run(["sh", "-euc", command], env=environment, check=True, capture_output=True, timeout=60)
+    assert packages_in(base) == set()
+
+
+def packages_in(environment: Path) -> set[str]:
+    """Return the names of the packages of a virtual environment."""
+    found = environment.glob("lib/python*/site-packages/*.dist-info")
+    return {path.name.split("-")[0].lower() for path in found}
