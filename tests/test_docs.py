@@ -26,7 +26,7 @@ from service.archive.report import MANIFEST_NAME, PLAIN_WORDS, Retry
 from service.errors import concrete_errors
 from service.metrics import Metrics
 from service.model import ImageOptions, Reason
-from service.sandbox import Kind
+from service.sandbox import DEMO_ORDER_ID, Kind
 from service.settings import Settings, describe_settings
 from tests.archives import download
 
@@ -35,6 +35,7 @@ DEPLOY = ROOT / "deploy"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
 EXAMPLE_ENVIRONMENT = (ROOT / ".env.example").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Where README says the service is; the commands are run against another port.
 DOCUMENTED_ADDRESS = "localhost:8000"
@@ -262,26 +263,41 @@ def _read_log(process: subprocess.Popen[bytes], started: queue.Queue[str]) -> No
 
 
 def runnable() -> list[tuple[str, str | None]]:
-    """Return README's commands that use curl, each with the output which README shows behind it."""
+    """Return README's commands that speak to the service, each with the output which README shows behind it."""
     blocks = blocks_of(README)
     followers = [*blocks[1:], Block("", "", run=False)]
     return [
         (block.text, behind.text if behind.language == "text" else None)
         for block, behind in zip(blocks, followers, strict=True)
-        if block.language == "sh" and block.run and re.search(r"^curl ", block.text, re.MULTILINE)
+        if block.language == "sh" and block.run and re.search(r"^(curl|autoenhance-batch) ", block.text, re.MULTILINE)
     ]
 
 
 def test_few_blocks_are_not_run() -> None:
     """Only what needs a real key is marked as not to be run."""
     marked = [block.text for block in blocks_of(README) if not block.run]
-    assert len(marked) == README.count(NOT_RUN) == 3
-    assert all("AUTOENHANCE_API_KEY" in text or "$ORDER_ID" in text for text in marked)
+    assert len(marked) == README.count(NOT_RUN) == 1
+    assert marked == ["AUTOENHANCE_API_KEY=... make run\n"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_is_checked(name: str) -> None:
+    """What is not run is a make target, of which ``test_make_targets`` knows, or installs what CI installs too."""
+    installed = {"make", *re.findall(r"[\w.-]+", re.findall(r"^tools=\((.*?)\)", CI, re.MULTILINE | re.DOTALL)[0])}
+    commands_run = {command for command, _ in runnable()} if name == "README.md" else set()
+    for block in blocks_of(DOCUMENTS[name]):
+        if block.language != "sh" or block.text in commands_run:
+            continue
+        for line in block.text.splitlines():
+            if line.startswith("apt-get install "):
+                assert set(line.split()[2:]) <= installed
+            else:
+                assert re.fullmatch(r"([A-Z_]+=\S+ )*make [a-z-]+", line), line
 
 
 @pytest.mark.parametrize(("command", "output"), [pytest.param(*one, id=str(n)) for n, one in enumerate(runnable())])
 def test_commands(command: str, output: str | None, sandboxed_service: str, tmp_path: Path) -> None:
-    """The curl commands of README work as they stand, and give the output that README shows."""
+    """The commands of README work as they stand, and give the output that README shows."""
     _require_tools(command)
     for photo in (ROOT / "service" / "samples").glob("*.jpg"):  # the photos that an upload speaks of
         shutil.copy(photo, tmp_path)
@@ -289,6 +305,13 @@ def test_commands(command: str, output: str | None, sandboxed_service: str, tmp_
         ["bash", "-euo", "pipefail", "-c", command.replace(DOCUMENTED_ADDRESS, sandboxed_service)],
         capture_output=True,
         cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "ORDER_ID": DEMO_ORDER_ID,
+            "BATCH_SERVICE_URL": f"http://{sandboxed_service}",
+        },
         timeout=COMMAND_SECONDS,
         check=False,
     )
