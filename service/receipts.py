@@ -5,6 +5,8 @@ A receipt's life::
     preparing ──planned──▶ preparing, with its images ──▶ streaming ──▶ ended: complete, partial, aborted, client_gone
         └────────── refused, or nothing could be had ─────────────────▶ ended: rejected, none
 
+A download that was refused for want of room here may be another replica's: it is not known here, and its id is free.
+
 Who watches does so by version: every change has the next number, and of each image the number of its last change is
 kept. Whoever was away is told what is so now of all that has changed since. So a slow watcher costs nothing and holds
 nobody up, and there is no queue.
@@ -49,6 +51,7 @@ class Receipt:
         self._downloaded = 0
         self.version = 0
         self.ended_at: datetime | None = None
+        self.elsewhere = False
         self._now = now
         self._started_at = now()
         self._state = PREPARING
@@ -63,6 +66,11 @@ class Receipt:
         # What has changed, by when it last did: the position of an image, or one of the other kinds.
         self._changes: dict[int | str, int] = {}
         self._watchers: set[asyncio.Future[None]] = set()
+
+    @property
+    def problem(self) -> Mapping[str, Any] | None:
+        """What was answered instead of the archive."""
+        return self._problem
 
     @property
     def image_count(self) -> int:
@@ -109,11 +117,19 @@ class Receipt:
             self._writing = None
         self._changed(outcome.position)
 
-    def end(self, outcome: ArchiveOutcome, why: str | None, problem: Mapping[str, Any] | None = None) -> None:
-        """Note how the archive ended; nothing changes any more."""
+    def end(
+        self,
+        outcome: ArchiveOutcome,
+        why: str | None,
+        problem: Mapping[str, Any] | None = None,
+        *,
+        elsewhere: bool = False,
+    ) -> None:
+        """Note how the archive ended; nothing changes any more. ``elsewhere``: another replica may take it."""
         bytes_out = self._bytes()
         self._bytes = lambda: bytes_out  # the archive itself can go
         self._state, self._why, self._problem = outcome.value, why, problem
+        self.elsewhere = elsewhere
         self.ended_at = self._now()
         if self._writing is not None:
             broken_off, self._writing = self._writing, None
@@ -230,8 +246,10 @@ class Receipts:
             ArchiveIdInUse: another one has it.
         """
         self._forget()
-        if receipt.archive_id in self._running or receipt.archive_id in self._ended:
+        other = self._held(receipt.archive_id)
+        if other is not None and not other.elsewhere:
             raise ArchiveIdInUse("This archive id is taken; choose a new UUID for each download.")
+        self._ended.pop(receipt.archive_id, None)
         self._running[receipt.archive_id] = receipt
         for waiting in self._awaited.pop(receipt.archive_id, ()):
             if not waiting.done():
@@ -244,9 +262,11 @@ class Receipts:
             ArchiveNotFound: there is none, or not any more.
         """
         self._forget()
-        receipt = self._running.get(archive_id) or self._ended.get(archive_id)
+        receipt = self._held(archive_id)
         if receipt is None:
             raise ArchiveNotFound("This process knows no such archive, or has forgotten it.")
+        if receipt.elsewhere:
+            raise ArchiveNotFound("This process refused it; another may have taken it.", refused=receipt.problem)
         return receipt
 
     async def await_filed(self, archive_id: str, seconds: float) -> Receipt:
@@ -255,7 +275,7 @@ class Receipts:
         Raises:
             ArchiveNotFound: it was not.
         """
-        if archive_id not in self._running and archive_id not in self._ended:
+        if self._held(archive_id) is None:
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._awaited.setdefault(archive_id, set()).add(waiting)
             try:
@@ -266,6 +286,9 @@ class Receipts:
                 if not others:
                     self._awaited.pop(archive_id, None)
         return self.find(archive_id)
+
+    def _held(self, archive_id: str) -> Receipt | None:
+        return self._running.get(archive_id) or self._ended.get(archive_id)
 
     def _has_ended(self, receipt: Receipt) -> None:
         # One that was never filed is nobody's, and another may run under its id: it was refused for that.

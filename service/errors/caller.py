@@ -178,7 +178,10 @@ class InvalidArchiveId(CallerError):
 
 
 class ArchiveNotFound(CallerError):
-    """This process knows no such archive: it never was, was on another replica, or is forgotten."""
+    """This process knows no such archive: it never was, was on another replica, or is forgotten.
+
+    ``refused`` is the problem with which it was refused here for want of room: then another replica may have it.
+    """
 
     status = 404
     slug = "archive-not-found"

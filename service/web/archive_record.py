@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 
 from service.archive.plan import ArchivePlan
-from service.errors import ArchiveBroken, ClientStalled, ServiceError, problem
+from service.errors import ArchiveBroken, AtCapacity, ClientStalled, Draining, ServiceError, problem
 from service.metrics import Metrics
 from service.model import ArchiveOutcome, Outcome
 from service.pipeline import ArchiveStream
@@ -81,7 +81,12 @@ class ArchiveRecord:
         self._metrics.archives.labels(outcome.value).inc()
         if self._response is not None:
             self._metrics.archive_duration.observe(self._seconds())
-        self.receipt.end(outcome, why, problem(error) if isinstance(error, ServiceError) else None)
+        self.receipt.end(
+            outcome,
+            why,
+            problem(error) if isinstance(error, ServiceError) else None,
+            elsewhere=isinstance(error, AtCapacity | Draining),
+        )
         self._log(outcome, why)
 
     def _ending(self, error: BaseException | None) -> tuple[ArchiveOutcome, str | None]:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from playwright.async_api import Page, expect
 from pydantic import SecretStr
 
 from service.sandbox import DEMO_ORDER_ID, LARGE_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxOrder
-from tests.archives import add_order, entries, failures_in, images_in, jpeg
+from tests.archives import add_order, entries, failures_in, images_in, images_url, jpeg
 from tests.browser.conftest import PHONE, OpenPage, Visit
 from tests.conftest import StartService
 
@@ -266,3 +267,21 @@ async def test_accessibility(scheme: str, sandboxed: str, open_page: OpenPage, t
     await page.get_by_role("button", name="Download ZIP").click()
     await expect(page.get_by_role("dialog")).to_be_visible()
     await check()
+
+
+async def test_a_full_house(
+    sandbox: Sandbox, start_sandbox_service: StartService, open_page: OpenPage, client: aiohttp.ClientSession
+) -> None:
+    """A download for which there is no room is shown as refused, with what to do."""
+    service = await start_sandbox_service(max_archives=1)
+    order = add_order(sandbox, [200_000])
+    gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=100_000)
+    async with client.get(images_url(service, order.order_id)) as held:
+        await held.content.readexactly(50_000)
+        opened = await visit(open_page, service, f"/?order={DEMO_ORDER_ID}")
+        opened.refusals = frozenset({404, 503})
+        await opened.page.get_by_role("button", name="Download ZIP").click()
+        await expect(opened.page.get_by_role("heading", name="The download was refused")).to_be_visible()
+        await expect(opened.page.get_by_text("Many downloads are running.")).to_be_visible()
+        gate.release()
+        await held.read()

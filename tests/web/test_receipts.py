@@ -86,6 +86,32 @@ async def test_what_ends_badly_is_remembered_too(
     assert found[2]["why"] == "image-missing"
 
 
+async def test_a_refusal_for_want_of_room_leaves_no_receipt(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Another replica may have the download: who asks is told so at once, and the id can be used again."""
+    service = await start_service(max_archives=1)
+    order, archive_id = add_order(sandbox, [100_000]), str(uuid.uuid4())
+    gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=70_000)
+    url = images_url(service, DEMO_ORDER_ID, f"?archive_id={archive_id}")
+    events = asyncio.create_task(client.get(f"{service}/archives/{archive_id}/events"))  # begun before the download
+    async with client.get(images_url(service, order.order_id)) as held:
+        await held.content.readexactly(50_000)
+        async with client.get(url) as refused:
+            assert refused.status == 503
+            refusal = await refused.json(content_type=None)
+        for asking in (events, client.get(f"{service}/archives/{archive_id}")):
+            async with await asking as response:
+                assert response.status == 404
+                found = await response.json(content_type=None)
+            assert found["type"] == "/problems/archive-not-found"
+            assert found["refused"] == {name: value for name, value in refusal.items() if name != "instance"}
+        gate.release()
+        await held.read()
+    await download(client, url)
+    assert (await receipt_of(client, service, archive_id))["state"] == "complete"
+
+
 async def test_ids_are_the_callers_once(service: str, client: aiohttp.ClientSession) -> None:
     """A chosen id that is taken is a 409, one that is none a 400, and an unknown receipt a 404."""
     archive_id = str(uuid.uuid4())

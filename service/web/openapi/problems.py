@@ -145,6 +145,11 @@ def problem_schema() -> dict[str, Any]:
                 "anyOf": [{"type": "array", "items": {"$ref": "#/components/schemas/FailedImage"}}, uploaded],
             },
             "order_id": {"type": ["string", "null"], "description": "The order that an upload has begun."},
+            "refused": {
+                "type": "object",
+                "description": "With `archive-not-found`: the problem with which this replica refused the download for "
+                "want of room. Another one may have taken it.",
+            },
             "missing": {"type": "array", "items": {"type": "string"}, "description": "Settings that are not set."},
         },
     }

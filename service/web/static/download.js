@@ -1,5 +1,6 @@
 // One download: the browser fetches the archive by itself, and this follows the archive's events meanwhile.
 
+import { ask } from "./api.js";
 import { byId, bytes, duration, make, plural, show, uuid } from "./dom.js";
 import { address } from "./options.js";
 import { notice } from "./problems.js";
@@ -84,13 +85,23 @@ export class Download {
     on("archive", (one) => this.#tell(one));
     on("end", (one) => { source.close(); this.#tell(one); this.#end(one); });
     source.addEventListener("error", () => {
-      if (source.readyState !== EventSource.CLOSED || source !== this.#source) return;
-      byId("progress-title").textContent = "Your browser downloads the ZIP";
-      byId("progress-text").textContent = "Its progress cannot be shown here: this part of the service does not know it.";
-      show(byId("bar"), false);
-      this.onEnd();
-      this.onLost();
+      if (source.readyState === EventSource.CLOSED) this.#lost(source, id);
     });
+  }
+
+  /** There are no events: the download was refused for want of room, or it goes on where nobody can watch it. */
+  async #lost(source, id) {
+    const refused = await ask(`/archives/${id}`).then(() => null, (problem) => problem.document.refused);
+    if (source !== this.#source) return;
+    if (refused) {
+      this.#end({ state: "rejected", total: 0, downloaded: 0, failed: 0, problem: refused });
+      return;
+    }
+    byId("progress-title").textContent = "Your browser downloads the ZIP";
+    byId("progress-text").textContent = "Its progress cannot be shown here: this part of the service does not know it.";
+    show(byId("bar"), false);
+    this.onEnd();
+    this.onLost();
   }
 
   #take(image) {
