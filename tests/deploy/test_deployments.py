@@ -15,8 +15,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from service.app import MAX_EVENT_STREAMS
 from service.cli import EXIT_SETTINGS
-from service.settings import Settings
+from service.receipts import IMAGES_KEPT
+from service.settings import MIB, Settings
 from tests.deploy.shipped import DEPLOY, load, require_tool
 
 ROOT = DEPLOY.parent
@@ -280,6 +282,49 @@ def test_render() -> None:
 
 
 # All of them.
+
+
+def memory_mib() -> int:
+    """Return what SCALING.md says one replica takes with the defaults, after checking its sum."""
+    text = (DEPLOY / "SCALING.md").read_text("utf-8")
+    idle, ahead, each, archives, total = map(
+        int, re.findall(r"^ +(\d+) MiB \+ (\d+) MiB \+ (\d+) MiB . (\d+) = (\d+) MiB", text, re.MULTILINE)[0]
+    )
+    assert (ahead * MIB, archives) == (Settings().read_ahead_total_bytes, Settings().max_archives)
+    assert idle + ahead + each * archives == total
+    return total
+
+
+def test_memory_limits_leave_room() -> None:
+    """Every limit is above what SCALING.md says, with the longest orders, receipts, and /tmp if it is memory."""
+    # About 1 KiB an image, as SCALING.md says; an order of that length in each place, and the receipts' own bound.
+    images = Settings().max_archives * Settings().max_images_per_order + IMAGES_KEPT
+    needed = memory_mib() + images * 1024 // MIB
+    pod = manifest("deployment.yaml")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+    compose = load(COMPOSE)["services"]["batch"]
+    (size,) = re.findall(r"size=(\d+)m", compose["tmpfs"][0])
+    uploads = Settings().max_uploads * Settings().max_upload_bytes // MIB
+    assert uploads <= int(size)
+    assert needed <= int(pod.removesuffix("Mi"))
+    assert needed <= int(unit_says("MemoryMax")[0].removesuffix("M"))
+    assert compose["deploy"]["resources"]["limits"]["memory"] == "1g"
+    assert needed + uploads <= 1024
+
+
+def test_scaling_speaks_of_the_defaults() -> None:
+    """The numbers of settings in SCALING.md are those that the service has."""
+    text = " ".join((DEPLOY / "SCALING.md").read_text("utf-8").split())
+    rate = int(Settings().upstream_requests_per_second)
+    for said in (
+        f"`UPSTREAM_REQUESTS_PER_SECOND` = {rate} for one address",
+        f"at most {rate // 2} images a second",
+        f"`UPSTREAM_CONNECTIONS` ({Settings().upstream_connections}; at least one)",
+        f"each watcher of events one (at most {MAX_EVENT_STREAMS})",
+        f"receipts (at most {IMAGES_KEPT:,} images)",
+        f"`MAX_ARCHIVES` = {Settings().max_archives} needs",
+        f"= {Settings().max_uploads * Settings().max_upload_bytes // MIB} MiB at most",
+    ):
+        assert said in text, said
 
 
 def environments() -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from tests.test_process import RunningService, service_process
 
 CONFIG = DEPLOY / "nginx" / "nginx.conf"
 MIB = 1024 * 1024
+# The default of proxy_read_timeout.
+NGINX_SILENCE_SECONDS = 60
 
 
 def free_port() -> int:
@@ -228,6 +230,28 @@ async def test_a_wait_passes(
             assert await events.content.readuntil(b"event: snapshot")
             assert b"event: end" in await events.content.read()
         assert sorted(await fetching) == ["1.jpg", "2.jpg"]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(200)
+async def test_a_long_silence_passes(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
+    """A download that waits for longer than nginx would by itself goes on when the next image is ready."""
+    images = [
+        SandboxImage(f"{n}.jpg", body=jpeg(1000, n), content_type="image/jpeg", status=status)
+        for n, status in enumerate(("processed", "processing"))
+    ]
+    order = sandbox.add_order(images)
+    got = b""
+    async with client.get(images_url(proxied, order.order_id, "?wait=180")) as response:
+        with suppress(TimeoutError):
+            while not response.content.at_eof():
+                async with asyncio.timeout(NGINX_SILENCE_SECONDS + 5):
+                    got += await response.content.readany()
+        assert got
+        assert not response.content.at_eof()
+        sandbox.set_status(images[1].image_id, "processed")
+        found = entries(got + await response.read())
+    assert found == {"0.jpg": jpeg(1000, 0), "1.jpg": jpeg(1000, 1)}
 
 
 async def test_no_replica_answers(closed_port: int, client: aiohttp.ClientSession, tmp_path: Path) -> None:

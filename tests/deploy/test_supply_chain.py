@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.deploy.shipped import DEPLOY
 
@@ -34,10 +35,29 @@ def test_locked(path: Path) -> None:
     assert not re.search(r"https?://|file:|--index|--find-links", text)
 
 
+def needed(requirements: list[str]) -> set[str]:
+    """Return what these requirements install on this machine, with what that needs in turn."""
+    found: set[str] = set()
+    waiting = [(Requirement(one), "") for one in requirements]
+    while waiting:
+        requirement, of_extra = waiting.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": of_extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        known = name in found
+        found.add(name)
+        if not known or requirement.extras:
+            below = [Requirement(one) for one in requires(name) or ()]
+            waiting += [(one, extra) for one in below for extra in ("", *requirement.extras)]
+    return found
+
+
 def test_the_lock_is_fresh() -> None:
-    """What pyproject.toml asks for is what is locked."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    """What pyproject.toml asks for is what is locked, and nothing that it no longer needs."""
+    loaded = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    project = loaded["project"]
     wanted = {
+        "requirements-build.lock": loaded["dependency-groups"]["build"],
         "requirements.lock": [*project["dependencies"], *project["optional-dependencies"]["sentry"]],
         "requirements-dev.lock": [
             *project["dependencies"],
@@ -49,6 +69,7 @@ def test_the_lock_is_fresh() -> None:
         packages = locked(DEPLOY / name)
         for requirement in map(Requirement, requirements):
             assert requirement.specifier.contains(packages[requirement.name]), requirement
+        assert set(packages) == needed(requirements), name
 
 
 def test_what_is_installed_is_what_is_locked() -> None:
