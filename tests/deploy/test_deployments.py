@@ -90,9 +90,27 @@ def test_compose_mounts_what_is_there() -> None:
     mounted = [volume.split(":")[0] for one in services.values() for volume in one.get("volumes", ())]
     assert all((DEPLOY / path).exists() for path in mounted if path.startswith("."))
     published = {name: one.get("ports", []) for name, one in services.items()}
-    assert published["batch"] == []
+    assert published["batch-1"] == published["batch-2"] == []
     assert all(port.startswith("127.0.0.1:") for name in ("prometheus", "grafana") for port in published[name])
     run(require_tool("promtool"), "check", "config", DEPLOY / "prometheus" / "prometheus.compose.yml")
+
+
+def test_compose_names_every_replica() -> None:
+    """Each replica has a name of its own, which nginx and Prometheus know: a shared one is not hashed."""
+    services = load(COMPOSE)["services"]
+    replicas = [name for name, one in services.items() if "build" in one]
+    assert len(replicas) > 1
+    each = int(services[replicas[0]]["environment"]["UPSTREAM_REQUESTS_PER_SECOND"])
+    assert len(replicas) * each <= Settings().upstream_requests_per_second, "they share one address"
+    assert not any("replicas" in one.get("deploy", {}) for one in services.values())
+    text = (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8")
+    upstreams = re.findall(r"upstream \w+ \{(.*?)\n    \}", text, re.DOTALL)
+    assert len(upstreams) == 2
+    for upstream in upstreams:
+        assert re.findall(r"^ +server ([\w-]+):8000 ", upstream, re.MULTILINE) == replicas
+    (scraped,) = load(DEPLOY / "prometheus" / "prometheus.compose.yml")["scrape_configs"]
+    assert scraped["dns_sd_configs"][0]["names"] == replicas
+    assert list(services["proxy"]["depends_on"]) == replicas
 
 
 def test_compose_passes_trailers() -> None:
@@ -112,7 +130,7 @@ def test_time_to_drain() -> None:
     pod = manifest("deployment.yaml")["spec"]["template"]["spec"]
     (render,) = load(RENDER)["services"]
     seconds = {
-        "compose": int(load(COMPOSE)["services"]["batch"]["stop_grace_period"].removesuffix("s")),
+        "compose": int(load(COMPOSE)["services"]["batch-1"]["stop_grace_period"].removesuffix("s")),
         "render": render["maxShutdownDelaySeconds"],
         "systemd": int(unit_says("TimeoutStopSec")[0]),
         "kubernetes": pod["terminationGracePeriodSeconds"] - 5,
@@ -301,7 +319,7 @@ def test_memory_limits_leave_room() -> None:
     images = Settings().max_archives * Settings().max_images_per_order + IMAGES_KEPT
     needed = memory_mib() + images * 1024 // MIB
     pod = manifest("deployment.yaml")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
-    compose = load(COMPOSE)["services"]["batch"]
+    compose = load(COMPOSE)["services"]["batch-1"]
     (size,) = re.findall(r"size=(\d+)m", compose["tmpfs"][0])
     uploads = Settings().max_uploads * Settings().max_upload_bytes // MIB
     assert uploads <= int(size)
@@ -329,7 +347,7 @@ def test_scaling_speaks_of_the_defaults() -> None:
 
 def environments() -> Iterator[tuple[str, str]]:
     """Yield each variable that a deployment sets for the service, and where."""
-    for name in load(COMPOSE)["services"]["batch"]["environment"]:
+    for name in load(COMPOSE)["services"]["batch-1"]["environment"]:
         yield "compose", name
     for one in load(RENDER)["services"][0]["envVars"]:
         yield "render", one["key"]

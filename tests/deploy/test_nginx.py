@@ -25,6 +25,7 @@ from tests.test_process import RunningService, service_process
 
 CONFIG = DEPLOY / "nginx" / "nginx.conf"
 MIB = 1024 * 1024
+SHIPPED_SERVERS = "".join(f"        server batch-{n}:8000 max_fails=2 fail_timeout=5s;\n" for n in (1, 2))
 # The default of proxy_read_timeout.
 NGINX_SILENCE_SECONDS = 60
 
@@ -41,7 +42,7 @@ def configured(folder: Path, port: int, replicas: Sequence[str]) -> Path:
     servers = "".join(f"server {url.removeprefix('http://')} max_fails=2 fail_timeout=5s;\n" for url in replicas)
     for shipped, ours in (
         ("listen 8080;", f"listen 127.0.0.1:{port};"),
-        ("server batch:8000 max_fails=2 fail_timeout=5s;", servers),
+        (SHIPPED_SERVERS, servers),
         ("/tmp/", f"{folder}/"),  # noqa: S108 - a path of the shipped file
         (
             "worker_processes auto;",
