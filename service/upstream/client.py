@@ -100,7 +100,7 @@ class UpstreamClient:
             if response.status != HTTPStatus.OK:
                 raise status_failure(response.status, response.headers)
             payload = bytearray()
-            while chunk := await self._transport.read(response):
+            while chunk := await response.read():
                 payload += chunk
                 if len(payload) > MAX_ORDER_BYTES:
                     raise PayloadError("the answer is too large")

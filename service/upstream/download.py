@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import aiohttp
 import structlog
 from isal import isal_zlib
 from yarl import URL
@@ -22,6 +21,7 @@ from service.errors import ImageFailed
 from service.metrics import Metrics
 from service.model import DownloadEvent, Failure, Interrupted, Opened, Reason, ResumeMethod
 from service.upstream import rules
+from service.upstream.exchange import Exchange
 from service.upstream.formats import SNIFF_BYTES, TAIL_BYTES, ImageFormat, has_ended, sniff
 from service.upstream.rules import Answer, AttemptFailed, Received
 from service.upstream.transport import Transport
@@ -126,7 +126,7 @@ class ImageDownload:
             else:
                 chunk = await self._skip_received(response) if answer is Answer.REPLAY else b""
                 self._note_resume(answer)
-            while chunk or (chunk := await self._transport.read(response)):
+            while chunk or (chunk := await response.read()):
                 self._count(chunk)
                 handed_over = time.monotonic()
                 yield chunk
@@ -139,7 +139,7 @@ class ImageDownload:
         self._metrics.image_resumes.labels(method.value).inc()
         self._log.info("image.resumed", method=method.value, received_bytes=self._received.count)
 
-    def _read_answer(self, response: aiohttp.ClientResponse) -> Answer:
+    def _read_answer(self, response: Exchange) -> Answer:
         """Decide what the answer is worth before any of its body is read."""
         status, headers = response.status, response.headers
         if not self._transport.is_api(response.url) and (refused := rules.refused_target(status, headers)):
@@ -150,14 +150,14 @@ class ImageDownload:
             raise AttemptFailed(Failure(Reason.NOT_AN_IMAGE, detail, status))
         return answer
 
-    async def _read_head(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read_head(self, response: Exchange) -> bytes:
         """Read until the format can be told, or the body ends."""
         head = b""
-        while len(head) < SNIFF_BYTES and (chunk := await self._transport.read(response)):
+        while len(head) < SNIFF_BYTES and (chunk := await response.read()):
             head += chunk
         return head
 
-    def _open_copy(self, response: aiohttp.ClientResponse, head: bytes) -> Opened:
+    def _open_copy(self, response: Exchange, head: bytes) -> Opened:
         """Verify what a new copy starts with and forget the one before."""
         self._received = Received()
         self._format = sniff(head)
@@ -169,10 +169,10 @@ class ImageDownload:
         self._received = Received(total=total, etag=rules.strong_etag(response.headers))
         return Opened(self._format.extension, total)
 
-    async def _skip_received(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _skip_received(self, response: Exchange) -> bytes:
         """Read past what is already in hand, and return what came with its last bytes."""
         missing, crc32 = self._received.count, 0
-        while missing and (chunk := await self._transport.read(response)):
+        while missing and (chunk := await response.read()):
             prefix = chunk[:missing]
             crc32 = isal_zlib.crc32(prefix, crc32)
             missing -= len(prefix)
@@ -192,7 +192,7 @@ class ImageDownload:
         self._received = Received(count, crc32, received.total, received.etag, received.resumable)
         self._tail = chunk if len(chunk) >= TAIL_BYTES else (self._tail + chunk)[-TAIL_BYTES:]
 
-    def _verify_end(self, response: aiohttp.ClientResponse) -> None:
+    def _verify_end(self, response: Exchange) -> None:
         """The body has ended without an error: it is the whole image only if nothing speaks against it.
 
         A body with neither length nor chunked coding ends when the connection does (RFC 9112 section 6.3, rule 8),
@@ -202,8 +202,7 @@ class ImageDownload:
         if total is not None and count != total:
             failure = Failure(Reason.TRUNCATED, f"{count} bytes came instead of {total}")
             raise AttemptFailed(failure)
-        framed = total is not None or "chunked" in response.headers.get("Transfer-Encoding", "").lower()
         ended = self._format is not None and has_ended(self._format, self._head, self._tail, count)
-        if ended is False or (ended is None and not framed):
+        if ended is False or (ended is None and not response.framed):
             failure = Failure(Reason.TRUNCATED, "the image is cut off before its end")
             raise AttemptFailed(failure, received=Received())

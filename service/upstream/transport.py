@@ -1,7 +1,8 @@
 """Opens answers of the upstream: redirects by hand, keys only to the API, aiohttp's errors translated.
 
-Every wait for the upstream is timed here, and only waits for the upstream are: a timer exists while a request is
-being answered or a byte is awaited, never while a slow client keeps us from asking for more.
+What is fetched goes through ``exchange.Exchange`` on aiohttp's connections; what is sent, through aiohttp's client.
+Every wait for the upstream is timed, and only waits for the upstream are: never one in which a slow client keeps us
+from asking for more.
 """
 
 import asyncio
@@ -22,15 +23,16 @@ from service.metrics import Metrics
 from service.model import Failure, Hop, Reason
 from service.upstream.addresses import REDIRECT_STATUSES, TargetRefused, TargetRules, is_private
 from service.upstream.breaker import Breaker
+from service.upstream.exchange import Exchange, question
 from service.upstream.politeness import Politeness
 from service.upstream.rules import AttemptFailed, retry_after_seconds
 
 # Signed redirect targets with a session token come close to aiohttp's default of 8,190 bytes for a header line.
 MAX_HEADER_BYTES = 32 * 1024
 DNS_CACHE_SECONDS = 60
-# aiohttp stops reading at twice this. What one read of the socket brings (256 KiB) comes on top, so little is enough:
-# with aiohttp's own 64 KiB, 32 slow clients took 2 MiB more memory each, and nobody was faster.
-READ_BUFFER_BYTES = 16 * 1024
+# The origins whose connections are asked for by a request made before: the API's, its asset server's, the storage's.
+MAX_ORIGINS = 64
+COMMON_HEADERS = {"User-Agent": "autoenhance-batch", "Accept-Encoding": "identity"}
 
 log = structlog.get_logger(__name__)
 
@@ -106,12 +108,11 @@ def open_session(*, allow_private: bool, connect_timeout_seconds: float) -> aioh
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        read_bufsize=READ_BUFFER_BYTES,
         trust_env=False,
         middlewares=(_break_openly,),
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
-        headers={"User-Agent": "autoenhance-batch", "Accept-Encoding": "identity"},
+        headers=COMMON_HEADERS,
     )
 
 
@@ -139,24 +140,24 @@ class Transport:
         self._silence_seconds = silence_seconds
         self._metrics = metrics or Metrics()
         self._breaker = breaker or Breaker(time.monotonic)
+        self._origins: dict[tuple[str, str | None, int | None], aiohttp.ClientRequest] = {}
 
     def is_api(self, url: URL) -> bool:
         """Whether an answer's address belongs to the API itself, not to its storage."""
         return self._rules.is_api(url)
 
     @asynccontextmanager
-    async def get(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def get(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[Exchange]:
         """Open the answer at the end of the redirects from an API address; on leaving, let go of the connection.
 
         Raises:
             AttemptFailed: no connection, no answer in time, or a redirect that is refused.
         """
-        response = await self._follow(url, headers)
+        answer = await self._follow(url, headers)
         try:
-            yield response
+            yield answer
         finally:
-            # Returns the connection to the pool if the body was read to its end, and closes it otherwise.
-            response.release() if response.content.at_eof() else response.close()
+            answer.close()
 
     @asynccontextmanager
     async def send(
@@ -191,76 +192,99 @@ class Transport:
             )
         except AttemptFailed as error:
             self._metrics.count_no_answer(hop)
-            self._judge(hop, failed=error.failure.reason is not Reason.REDIRECT_REFUSED)
+            if error.failure.reason is not Reason.REDIRECT_REFUSED:  # by us
+                self._judge(hop, failed=True)
             raise
         self._metrics.count_answer(hop, response.status, time.monotonic() - sent)
         self._judge(hop, failed=response.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
         if to_api and response.status == HTTPStatus.TOO_MANY_REQUESTS:
-            self._politeness.slow_down(retry_after_seconds(response.headers))
-            self._metrics.upstream_slowdowns.inc()
+            self._slow_down(response.headers)
         try:
             yield response
         finally:
             response.release() if response.content.at_eof() else response.close()
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return the next bytes of a body, as many as are there, or ``b""`` at its clean end.
+        """Return the next bytes of the answer to what was sent, or ``b""`` at its clean end.
 
         Raises:
             AttemptFailed: the upstream was silent for too long, or the connection broke.
         """
-        content = response.content
-        if content.exception() is None and (ready := content.read_nowait()):
-            return ready  # no wait, hence no timer
-        try:
-            return await self._timed(content.readany())
-        except RuntimeError as error:
-            # aiohttp 3.14: when a chunk breaks the framing behind delivered data, the connection is closed, but the
-            # body gets neither an error nor an end, and a read that comes later fails like this.
-            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the answer's framing is broken")) from error
+        return await self._timed(response.content.readany())
 
-    async def _follow(self, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _follow(self, url: URL, headers: Mapping[str, str]) -> Exchange:
         hops = 0
         try:
             url = self._rules.check(url)
             while True:
-                response = await self._request(url, headers, hops)
-                if response.status not in REDIRECT_STATUSES:
-                    return response
-                response.release()
-                url = self._rules.follow(url, response.headers.get("Location"), hops)
+                answer = await self._request(url, headers, hops)
+                if answer.status not in REDIRECT_STATUSES:
+                    return answer
+                answer.leave()
+                url = self._rules.follow(url, answer.headers.get("Location"), hops)
                 hops += 1
         except TargetRefused as error:
             raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, str(error))) from error
 
-    async def _request(self, url: URL, headers: Mapping[str, str], hops: int) -> aiohttp.ClientResponse:
+    async def _request(self, url: URL, headers: Mapping[str, str], hops: int) -> Exchange:
         to_api = self._rules.is_api(url)
         if to_api and (waited_seconds := await self._politeness.turn()):
             self._metrics.rate_limit_wait.inc(waited_seconds)
-        response = await self._answer(url, headers, hops, to_api=to_api)
-        if to_api and response.status == HTTPStatus.TOO_MANY_REQUESTS:
-            pause_seconds = self._politeness.slow_down(retry_after_seconds(response.headers))
-            self._metrics.upstream_slowdowns.inc()
-            log.warning("upstream.slowed_down", pause_seconds=pause_seconds)
-        return response
+        answer = await self._answer(url, headers, hops, to_api=to_api)
+        if to_api and answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._slow_down(answer.headers)
+        return answer
 
-    async def _answer(self, url: URL, headers: Mapping[str, str], hops: int, *, to_api: bool) -> aiohttp.ClientResponse:
+    async def _answer(self, url: URL, headers: Mapping[str, str], hops: int, *, to_api: bool) -> Exchange:
         """Send one request and count what came of it. A request that is called off is not counted."""
         sent = time.monotonic()
         # The key and what identifies our caller go to the API's origin only; storage gets the bare request.
         asked = self._headers_for_api(headers) if to_api else headers
         try:
-            response = await self._timed(self._session.get(url, headers=asked, allow_redirects=False))
+            answer = await self._ask(url, asked)
         except AttemptFailed as error:
             hop = hop_of(hops, is_api=to_api, status=None)
             self._metrics.count_no_answer(hop)
             if error.failure.reason is not Reason.REDIRECT_REFUSED:  # by us
                 self._judge(hop, failed=True)
             raise
-        hop = hop_of(hops, is_api=to_api, status=response.status)
-        self._metrics.count_answer(hop, response.status, time.monotonic() - sent)
-        self._judge(hop, failed=response.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
-        return response
+        hop = hop_of(hops, is_api=to_api, status=answer.status)
+        self._metrics.count_answer(hop, answer.status, time.monotonic() - sent)
+        self._judge(hop, failed=answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        return answer
+
+    async def _ask(self, url: URL, headers: Mapping[str, str]) -> Exchange:
+        asked = question(url, {**COMMON_HEADERS, **headers})
+        answer = Exchange(await self._timed(self._connect(url)), url, silence_seconds=self._silence_seconds)
+        try:
+            await answer.ask(asked)
+        except asyncio.CancelledError:
+            answer.close()
+            raise
+        return answer
+
+    async def _connect(self, url: URL) -> aiohttp.connector.Connection:
+        """Return a connection to the URL's origin, a pooled one if there is one."""
+        connector, origin = self._session.connector, (url.scheme, url.raw_host, url.port)
+        if connector is None:
+            raise aiohttp.ClientConnectionError("the session is closed")
+        wanted = self._origins.get(origin)
+        if wanted is None:
+            if len(self._origins) >= MAX_ORIGINS:
+                self._origins.clear()
+            wanted = self._origins[origin] = aiohttp.ClientRequest(
+                "GET", url, loop=asyncio.get_running_loop(), session=self._session
+            )
+        while True:
+            connection = await connector.connect(wanted, [], self._session.timeout)
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()  # something came on it while nothing was asked: it is out of step
+
+    def _slow_down(self, headers: Mapping[str, str]) -> None:
+        pause_seconds = self._politeness.slow_down(retry_after_seconds(headers))
+        self._metrics.upstream_slowdowns.inc()
+        log.warning("upstream.slowed_down", pause_seconds=pause_seconds)
 
     def _judge(self, hop: Hop, *, failed: bool) -> None:
         """Tell the breaker of the API's own stations; the storage is another's, and fails image by image."""

@@ -1,0 +1,318 @@
+"""One GET on one connection: the question goes out, the answer is read as it comes (RFC 9112).
+
+aiohttp opens, secures, pools and closes the connections. What happens on one in between is done here, because
+aiohttp's own client takes three times as long for a request, of which every image needs three, and copies each
+body once more. llhttp (by httptools) reads heads and chunks; a body of known length is only counted.
+
+States: asked, then the answer's head is read, then its body; then ended, or failed. Ownership: an exchange owns its
+connection until then, and hands it back by itself, to be used again only after a clean end. It holds at most what
+one read of the socket brings beyond ``READ_BUFFER_BYTES``: then it stops reading, and TCP holds the upstream back.
+
+Time-outs count only time spent waiting for the upstream: one timer looks whether somebody has waited for too long.
+"""
+
+import asyncio
+import string
+from collections import deque
+from collections.abc import Mapping
+from http import HTTPStatus
+from urllib.parse import quote
+
+import aiohttp
+from httptools import HttpParserError, HttpResponseParser
+from multidict import CIMultiDict
+from yarl import URL
+
+from service.model import Failure, Reason
+from service.upstream.rules import AttemptFailed, content_length
+
+# Signed redirect targets with a session token come close to 8 KiB; nothing honest has a head of eight of those.
+MAX_HEAD_BYTES = 64 * 1024
+# Reading stops above this. What one read of the socket brings (256 KiB) comes on top, so little is enough.
+READ_BUFFER_BYTES = 16 * 1024
+# What is left of an answer that nobody wants is read up to here, so that its connection can be used again.
+MAX_LEFTOVER_BYTES = 64 * 1024
+
+_HEAD_END = b"\r\n\r\n"
+
+
+def question(url: URL, headers: Mapping[str, str]) -> bytes:
+    """Return the bytes that ask for a URL (RFC 9112 section 3).
+
+    Raises:
+        ValueError: a header would begin another line.
+    """
+    # What no address may hold is encoded, so that a redirect can neither end the line nor break it in three.
+    target = quote(url.raw_path_qs, safe=string.punctuation)
+    fields = [f"GET {target} HTTP/1.1", f"Host: {url.host_port_subcomponent}"]
+    fields += [f"{name}: {value}" for name, value in headers.items()]
+    text = "\r\n".join(fields)
+    if text.count("\n") >= len(fields) or text.count("\r") >= len(fields):
+        raise ValueError("a header value with a line break")
+    return f"{text}\r\n\r\n".encode()
+
+
+class Exchange(asyncio.Protocol):
+    """The answer to one question; ``ask`` first, then ``read`` until it returns nothing, or ``close``."""
+
+    def __init__(self, connection: aiohttp.connector.Connection, url: URL, *, silence_seconds: float) -> None:
+        transport, owner = connection.transport, connection.protocol
+        if transport is None or owner is None:
+            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the connection broke"))
+        self.url = url
+        self.status = 0
+        self.headers: CIMultiDict[str] = CIMultiDict()
+        self._loop = asyncio.get_running_loop()
+        self._connection = connection
+        self._transport: asyncio.Transport = transport
+        self._pooled: asyncio.Protocol = owner  # aiohttp's, which has the connection before and after
+        self._silence_seconds = silence_seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._waiting_since: float | None = None
+        self._head: bytearray | None = bytearray()  # None once it is complete
+        self._parser = HttpResponseParser(self)
+        self._message_ended = False  # llhttp says so
+        self._chunked = False
+        self._left: int | None = None  # bytes of a body of known length
+        self._chunks: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._paused = False
+        self._reusable = True
+        self._discarded: int | None = None  # bytes read for nobody; None while somebody wants them
+        self._ended = False
+        self._failure: Failure | None = None
+
+    @property
+    def content_type(self) -> str:
+        """The media type without its parameters, in lower case (RFC 9110 section 8.3.1)."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
+    def framed(self) -> bool:
+        """Whether the answer says where its body ends; otherwise that is where the connection does."""
+        return self._left is not None or self._chunked or self._message_ended
+
+    async def ask(self, asked: bytes) -> None:
+        """Send the question, and wait for the head of the answer.
+
+        Raises:
+            AttemptFailed: no answer in time, none at all, or none that is HTTP.
+        """
+        self._transport.set_protocol(self)
+        self._transport.write(asked)
+        self._timer = self._loop.call_later(self._silence_seconds, self._check_silence)
+        while self._head is not None and self._failure is None:
+            await self._wait()
+        self._raise_failure()
+
+    async def read(self) -> bytes:
+        """Return the next bytes of the body, or ``b""`` at its clean end.
+
+        Raises:
+            AttemptFailed: the upstream was silent for too long, or the connection broke; all that came before has
+                been returned.
+        """
+        while not self._chunks:
+            self._raise_failure()
+            if self._ended:
+                return b""
+            await self._wait()
+        chunk = self._chunks.popleft()
+        self._held_bytes -= len(chunk)
+        if self._paused and not self._chunks:
+            self._paused = False
+            self._transport.resume_reading()
+        return chunk
+
+    def leave(self) -> None:
+        """Want no more of the answer. A little left of it is read to its end, for the connection's sake."""
+        if self._ended or self._failure is not None:
+            return
+        self._discarded = self._held_bytes
+        self._chunks.clear()
+        self._waiting_since = self._loop.time()  # nobody waits any more but the timer
+        if self._paused or self._discarded > MAX_LEFTOVER_BYTES or (self._left or 0) > MAX_LEFTOVER_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        """End the exchange now, and the connection with it unless it is handed back already."""
+        if not self._ended and self._failure is None:
+            self._fail(Failure(Reason.CONNECTION_LOST, "the exchange was called off"))
+
+    # What the connection tells.
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        if self._head is not None:
+            self._head += data
+            self._read_head(self._head)
+        else:
+            self._take(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take note of the end of the connection, which may be that of the body."""
+        self._pooled.connection_lost(exc)
+        if self._ended or self._failure is not None:
+            return
+        self._reusable = False
+        if self._head is not None:
+            self._fail(Failure(Reason.CONNECTION_LOST, "the connection broke"))
+        elif self.framed:
+            self._fail(Failure(Reason.TRUNCATED, "the answer ended before its promised end"))
+        elif exc is not None:
+            self._fail(Failure(Reason.CONNECTION_LOST, "the connection broke"))
+        else:
+            self._end()
+
+    # What llhttp tells.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header field."""
+        self.headers.add(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a chunked body."""
+        self._deliver(body)
+
+    def on_message_begin(self) -> None:
+        """Notice an answer that was not asked for."""
+        self._reusable = self._reusable and not self._message_ended
+
+    def on_message_complete(self) -> None:
+        """Take note of the end."""
+        self._message_ended = True
+
+    def _read_head(self, received: bytearray) -> None:
+        while (end := received.find(_HEAD_END)) >= 0:
+            head, rest = bytes(received[: end + len(_HEAD_END)]), bytes(received[end + len(_HEAD_END) :])
+            try:
+                self._parser.feed_data(head)
+            except HttpParserError:  # also an upgrade that nobody asked for
+                self._fail(Failure(Reason.CONNECTION_LOST, "the answer is not HTTP"))
+                return
+            self.status = self._parser.get_status_code()
+            if self.status >= HTTPStatus.OK:
+                self._begin_body(rest)
+                return
+            # An interim answer (RFC 9110 section 15.2): the one that counts comes behind it.
+            del received[: end + len(_HEAD_END)]
+            self.headers.clear()
+            self._message_ended = False
+            self._parser = HttpResponseParser(self)
+        if len(received) > MAX_HEAD_BYTES:
+            self._fail(Failure(Reason.CONNECTION_LOST, "the head of the answer is too large"))
+
+    def _begin_body(self, rest: bytes) -> None:
+        """Decide how the body ends (RFC 9112 section 6.3; llhttp has refused what is ambiguous)."""
+        self._head = None
+        self._reusable = self._parser.should_keep_alive()
+        coding = self.headers.get("Transfer-Encoding")
+        if self._message_ended:  # no body by definition, or of no length
+            self._reusable = self._reusable and not rest
+            self._end()
+        elif coding is None:
+            self._left = content_length(self.headers)
+        elif coding.strip().lower() == "chunked":
+            self._chunked = True
+        else:
+            self._fail(Failure(Reason.CONNECTION_LOST, f"the answer has a transfer coding of {coding[:40]!r}"))
+        self._wake()
+        if rest and not self._ended:
+            self._take(rest)
+
+    def _take(self, data: bytes) -> None:
+        if self._ended or self._failure is not None:
+            self._reusable = False
+        elif self._chunked:
+            self._take_chunks(data)
+        elif self._left is None:
+            self._deliver(data)
+        else:
+            if len(data) > self._left:  # what is beyond the length is not ours, nor an answer to anything
+                data = data[: self._left]
+                self._reusable = False
+            self._left -= len(data)
+            self._deliver(data)
+            if not self._left:
+                self._end()
+
+    def _take_chunks(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except HttpParserError:
+            self._reusable = False
+            if not self._message_ended:
+                self._fail(Failure(Reason.CONNECTION_LOST, "the answer's framing is broken"))
+                return
+        if self._message_ended:
+            self._end()
+
+    def _deliver(self, chunk: bytes) -> None:
+        if self._discarded is not None:
+            self._discarded += len(chunk)
+            if self._discarded > MAX_LEFTOVER_BYTES:
+                self.close()
+            return
+        self._chunks.append(chunk)
+        self._held_bytes += len(chunk)
+        if self._waiter is not None:
+            self._wake()
+        elif self._held_bytes > READ_BUFFER_BYTES and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _end(self) -> None:
+        """The answer is complete: the connection goes back."""
+        self._ended = True
+        self._hand_back()
+
+    def _fail(self, failure: Failure) -> None:
+        self._failure = failure
+        self._reusable = False
+        self._hand_back()
+
+    def _hand_back(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._transport.is_closing():
+            self._transport.set_protocol(self._pooled)
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
+        if self._reusable and not self._transport.is_closing():
+            self._connection.release()
+        else:
+            # In mid-answer there is nobody to say good-bye to, and the upstream must stop now.
+            self._transport.abort()
+            self._connection.close()
+        self._wake()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise AttemptFailed(self._failure)
+
+    # Waiting: at most one task reads, and at most one timer looks how long it has been waiting.
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        self._waiting_since = self._loop.time()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = self._waiting_since = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _check_silence(self) -> None:
+        """Fail if the upstream is being waited for too long; look again when that can next be so."""
+        waited_seconds = 0.0 if self._waiting_since is None else self._loop.time() - self._waiting_since
+        if waited_seconds >= self._silence_seconds:
+            self._timer = None
+            seconds = f"{self._silence_seconds:g}"
+            self._fail(Failure(Reason.TIMEOUT, f"the upstream was silent for {seconds} s"))
+        else:
+            self._timer = self._loop.call_later(self._silence_seconds - waited_seconds, self._check_silence)
