@@ -94,6 +94,8 @@ async def test_upload(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp
     text = tmp_path / "notes.txt"
     text.write_text("no photo")
     await page.locator("#upload-files").set_input_files([SAMPLES / "garden.jpg", SAMPLES / "kitchen.jpg", text])
+    await page.get_by_text("How to enhance them").click()
+    await page.get_by_label("Style").select_option("Warm")
     await page.get_by_role("button", name="Upload 3 photos").click()
     await expect(page.locator("#upload-status")).to_contain_text("2 photos uploaded")
     await expect(page.locator("#upload-status")).to_contain_text("notes.txt")
@@ -102,6 +104,27 @@ async def test_upload(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp
     assert sorted(found) == ["garden.jpg", "kitchen.jpg"]
     await expect(page.get_by_role("heading", name="Done: 2 images in the ZIP")).to_be_visible()
     assert sandbox.credits_spent == 0
+    created = next(order for order in sandbox.orders.values() if order.name == "My house")
+    assert [image.extra["enhance_type"] for image in created.images] == ["warm", "warm"]
+
+
+async def test_upload_progress(sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Each photo has its own bar: one is sent while the next is on its way."""
+    page = (await visit(open_page, sandboxed)).page
+    await page.get_by_text("No order yet?").click()
+    photos = [tmp_path / "first.jpg", tmp_path / "second.jpg"]
+    for at, photo in enumerate(photos):
+        photo.write_bytes(jpeg(400_000, at))
+    await page.locator("#upload-files").set_input_files(photos)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 300_000}
+    await (await page.context.new_cdp_session(page)).send("Network.emulateNetworkConditions", slow)
+    await page.get_by_role("button", name="Upload 2 photos").click()
+    rows = page.locator("#upload-list li")
+    await expect(rows.nth(0)).to_contain_text("400 KB sent")
+    await expect(rows.nth(1)).to_contain_text("KB of 400 KB")
+    positions = await page.locator("#upload-list progress").evaluate_all("bars => bars.map(bar => bar.position)")
+    assert positions[0] == 1 > positions[1]
+    await expect(page.locator("#upload-status")).to_contain_text("2 photos uploaded")
 
 
 async def test_sample_order_and_dropped_files(sandboxed: str, open_page: OpenPage) -> None:
@@ -135,7 +158,8 @@ async def test_sign_in(start_service: StartService, open_page: OpenPage, tmp_pat
     await expect(page.get_by_role("radio", name="Full quality")).to_be_disabled()
     assert len(await save(page, "Download ZIP", tmp_path)) == 14
     await page.get_by_text("No order yet?").click()
-    await expect(page.get_by_role("button", name="Use three sample photos")).to_be_disabled()
+    await expect(page.get_by_text("Only the operator of this service")).to_be_visible()
+    await expect(page.get_by_role("button", name="Use three sample photos")).to_be_hidden()
     await page.reload()
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_role("button", name="Sign in").first).to_be_visible()

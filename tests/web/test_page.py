@@ -14,6 +14,7 @@ from yarl import URL
 
 from service.errors import concrete_errors
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
+from service.web.create_order import CHOICES
 from service.web.page import STATIC
 from service.web.previews import MAX_PREVIEW_BYTES, MAX_WIDTH_PIXELS, PREVIEWS_IN_FLIGHT
 from tests.archives import add_order, entries, images_url, jpeg
@@ -60,6 +61,17 @@ def test_the_page_knows_every_problem() -> None:
     text = (STATIC / "problems.js").read_text(encoding="utf-8")
     advice = re.findall(r'^  "?([a-z-]+)"?: "', text, re.MULTILINE)
     assert sorted(advice) == sorted(error.slug for error in concrete_errors())
+
+
+def test_the_page_has_every_choice_of_an_enhancement() -> None:
+    """What can be said of new photos is what the service takes, field by field and value by value."""
+    text = (STATIC / "enhancement.js").read_text(encoding="utf-8")
+    fields = dict(re.findall(r'^  ([a-z_]+): \["[^"]+", (.+)\],$', text, re.MULTILINE))
+    found = {
+        name: {"true", "false"} if words == "YES_OR_NO" else set(re.findall(r"(\w+): \"", words))
+        for name, words in fields.items()
+    }
+    assert found == {name: set(values) for name, values in CHOICES.items()}
 
 
 async def test_facts(service: str, start_service: StartService, client: aiohttp.ClientSession) -> None:

@@ -65,7 +65,7 @@ function orderChanged() {
 }
 
 function sessionChanged() {
-  upload.allow(session.may("admin"));
+  upload.allow(session);
   choicesChanged();
 }
 

@@ -2,6 +2,7 @@
 
 import { ask, read } from "./api.js";
 import { byId, bytes, make, plural, show } from "./dom.js";
+import { addChoices, chosen } from "./enhancement.js";
 import { notice } from "./problems.js";
 
 export class Upload {
@@ -20,14 +21,23 @@ export class Upload {
     this.#dropping(byId("drop"));
     byId("upload").addEventListener("submit", (event) => { event.preventDefault(); this.#send(); });
     byId("upload-sample").addEventListener("click", () => this.#sample());
+    addChoices(byId("enhancement"));
   }
 
-  allow(allowed) {
-    byId("upload-fields").disabled = !allowed;
+  /** Offer the form to the operator; tell everybody else why not. */
+  allow(session) {
+    const allowed = session.may("admin");
+    byId("upload-fields").disabled = !allowed || this.#busy;
+    show(byId("upload-fields"), allowed);
     show(byId("upload-denied"), !allowed);
+    byId("upload-denied").textContent = session.state.admin_enabled
+      ? "Only the operator of this service can create orders. Sign in with the operator’s token."
+      : "This service does not take photos: its operator has not set a token. Create the order in the Autoenhance web app.";
   }
 
   #dropping(zone) {
+    // A photo that misses the zone would otherwise be opened in place of the page.
+    for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
     for (const kind of ["dragenter", "dragover"]) {
       zone.addEventListener(kind, (event) => { event.preventDefault(); zone.classList.add("over"); });
     }
@@ -73,6 +83,7 @@ export class Upload {
     const form = new FormData();
     const name = byId("upload-name").value.trim();
     if (name) form.append("name", name);
+    for (const [field, value] of chosen(byId("enhancement"))) form.append(field, value);
     for (const file of this.#files) form.append("files", file, file.name);
     this.#working(`Uploading ${plural(this.#files.length, "photo")}…`);
     for (const { bar, remove } of this.#rows) { show(bar); show(remove, false); }
@@ -95,9 +106,12 @@ export class Upload {
   #progress(sent) {
     let rest = sent;
     this.#files.forEach((file, at) => {
-      this.#rows[at].bar.value = Math.max(0, Math.min(file.size, rest));
+      const gone = Math.max(0, Math.min(file.size, rest));
+      this.#rows[at].bar.value = gone;
+      this.#rows[at].state.textContent = gone === file.size ? `${bytes(file.size)} sent` : `${bytes(gone)} of ${bytes(file.size)}`;
       rest -= file.size;
     });
+    if (rest >= 0) byId("upload-status").replaceChildren("Everything is sent. Autoenhance is taking the photos in…");
   }
 
   #working(text) {
@@ -117,7 +131,7 @@ export class Upload {
     this.#files = [];
     this.#render();
     byId("upload-status").replaceChildren(
-      `${plural(answer.uploaded, "photo")} uploaded. Autoenhance is working on them.`,
+      `${plural(answer.uploaded, "photo")} uploaded. The order below shows when ${answer.uploaded === 1 ? "it is" : "they are"} ready.`,
       refused.length ? this.#list(refused) : "");
     this.created(answer.order_id);
   }
