@@ -232,7 +232,7 @@ async def test_a_refused_download_is_told(sandbox: Sandbox, sandboxed: str, open
     sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=404), origin="api")
     await opened.page.get_by_role("button", name="Download ZIP").click()
     await expect(opened.page.get_by_role("heading", name="Nothing could be downloaded")).to_be_visible()
-    await expect(opened.page.locator("#failure-list")).to_contain_text("None of the images could be delivered")
+    await expect(opened.page.locator("#refusal")).to_contain_text("None of the images could be delivered")
     await expect(opened.page.get_by_role("button", name="Try again")).to_be_visible()
 
 

@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 from yarl import URL
 
+from service.archive.plan import PARAMETERS
 from service.errors import concrete_errors
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
 from service.web.create_order import CHOICES
@@ -61,6 +62,17 @@ def test_the_page_knows_every_problem() -> None:
     text = (STATIC / "problems.js").read_text(encoding="utf-8")
     advice = re.findall(r'^  "?([a-z-]+)"?: "', text, re.MULTILINE)
     assert sorted(advice) == sorted(error.slug for error in concrete_errors())
+
+
+def test_the_page_has_every_parameter() -> None:
+    """Whatever can be asked of a download can be chosen on the page, or is decided there for the visitor."""
+    names = set(re.findall(r' name="([a-z_]+)"', (STATIC / "index.html").read_text(encoding="utf-8")))
+    decided = {"wait", "only", "max_credits", "archive_id"}
+    assert set(PARAMETERS) - names == decided
+    options = (
+        (STATIC / "options.js").read_text() + (STATIC / "download.js").read_text() + (STATIC / "app.js").read_text()
+    )
+    assert decided <= set(re.findall(r'"([a-z_]+)"', options))
 
 
 def test_the_page_has_every_choice_of_an_enhancement() -> None:

@@ -1,7 +1,7 @@
 // The page: joins the order, the choices, the download, the upload and the session. Start reading here.
 
 import { ask, send } from "./api.js";
-import { byId, copy, make, plural, show } from "./dom.js";
+import { byId, copy, make, plural, reveal, show } from "./dom.js";
 import { Download } from "./download.js";
 import { address, canWait, command, parameters, spendsCredits } from "./options.js";
 import { OrderView } from "./order.js";
@@ -21,6 +21,7 @@ const upload = new Upload(facts, created, signInIfNeeded);
 
 function say(...notices) {
   byId("notices").replaceChildren(...notices);
+  if (notices.length) reveal(byId("notices"));
 }
 
 /** Run what a visitor asked for; a refusal is told, and where a key would help, asked for. */
@@ -50,7 +51,7 @@ async function find(id) {
   }
   history.replaceState(null, "", `?${new URLSearchParams({ order: id })}`);
   byId("order-title").focus({ preventScroll: true });
-  byId("order").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  reveal(byId("order"), "start");
 }
 
 async function created(id) {

@@ -14,7 +14,13 @@ export function make(tag, properties = {}, ...children) {
 
 export const show = (element, visible = true) => { element.hidden = !visible; };
 
-export const plural = (number, word) => `${number.toLocaleString()} ${word}${number === 1 ? "" : "s"}`;
+export const count = (number) => number.toLocaleString("en");
+
+export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
+
+/** Bring something that has changed into view, once it is laid out: what appears above would move the target else. */
+export const reveal = (element, block = "nearest") =>
+  requestAnimationFrame(() => element.scrollIntoView({ block, behavior: "smooth" }));
 
 export function bytes(number) {
   const units = ["bytes", "KB", "MB", "GB", "TB"];
@@ -26,8 +32,9 @@ export function bytes(number) {
 
 export function duration(seconds) {
   if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-  return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
+  const [whole, rest, words] = seconds < 3600 ? [60, 1, ["min", "s"]] : [3600, 60, ["h", "min"]];
+  const small = Math.floor((seconds % whole) / rest);
+  return `${Math.floor(seconds / whole)} ${words[0]}${small ? ` ${small} ${words[1]}` : ""}`;
 }
 
 /** Put text on the clipboard, and say so on the button that was pressed. */

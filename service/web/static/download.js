@@ -1,7 +1,7 @@
 // One download: the browser fetches the archive by itself, and this follows the archive's events meanwhile.
 
 import { ask } from "./api.js";
-import { byId, bytes, duration, make, plural, show, uuid } from "./dom.js";
+import { byId, bytes, duration, make, plural, reveal, show, uuid } from "./dom.js";
 import { address } from "./options.js";
 import { notice } from "./problems.js";
 
@@ -59,13 +59,13 @@ export class Download {
     }
     byId("progress-title").textContent = "Downloading…";
     byId("progress-text").textContent = "Waiting for the first image";
-    byId("failure-list").replaceChildren();
+    for (const part of ["refusal", "failure-list"]) byId(part).replaceChildren();
     for (const part of ["failures", "missing", "again"]) show(byId(part), false);
     byId("bar").removeAttribute("value");
     show(byId("bar"));
     show(byId("progress"));
     byId("progress-title").focus({ preventScroll: true });
-    byId("progress").scrollIntoView({ block: "nearest", behavior: "smooth" });
+    reveal(byId("progress"), "start");
   }
 
   #post(action, only) {
@@ -148,7 +148,7 @@ export class Download {
     byId("progress-said").textContent = title;
     if (!total) byId("progress-text").textContent = "";
     const list = byId("failure-list");
-    if (one.problem) list.append(make("li", {}, notice(one.problem)));
+    if (one.problem) byId("refusal").append(notice(one.problem));
     for (const image of this.#images.values()) {
       if (image.state === "failed") {
         list.append(make("li", { data: { reason: image.reason } }, make("strong", {}, image.name || image.image_id), ` – ${image.detail || image.reason}`));
