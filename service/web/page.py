@@ -4,6 +4,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from service.archive.report import PLAIN_WORDS
 from service.errors import RouteNotFound
 from service.web.services import SERVICES
 
@@ -42,5 +43,8 @@ async def page_facts(request: web.Request) -> web.Response:
         "wait_max_seconds": services.wait_max_seconds,
         "max_upload_files": services.max_upload_files,
         "max_upload_bytes": services.max_upload_bytes,
+        "reasons": {
+            reason.value: {"words": words, "again": again.value} for reason, (words, again) in PLAIN_WORDS.items()
+        },
     }
     return web.json_response(facts)

@@ -8,7 +8,17 @@ import pytest
 from playwright.async_api import Page, expect
 from pydantic import SecretStr
 
-from service.sandbox import DEMO_ORDER_ID, LARGE_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxOrder
+from service.sandbox import (
+    DEMO_ORDER_ID,
+    EMPTY_ORDER_ID,
+    LARGE_ORDER_ID,
+    MERGING_ORDER_ID,
+    PARTIAL_ORDER_ID,
+    Fault,
+    Kind,
+    Sandbox,
+    SandboxOrder,
+)
 from tests.archives import add_order, entries, failures_in, images_in, images_url, jpeg
 from tests.browser.conftest import PHONE, OpenPage, Visit
 from tests.conftest import StartService
@@ -57,6 +67,33 @@ async def test_first_visit(sandbox: Sandbox, sandboxed: str, open_page: OpenPage
     assert sandbox.credits_spent == 0
 
 
+async def test_progress(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
+    """While a download runs, bar, figures and the state of each image tell how far it is, all of it in view."""
+    order = add_order(sandbox, [300_000, 300_000, 300_000])
+    sandbox.faults.always(order.images[0].image_id, Fault(Kind.DRIP, chunk_bytes=30_000, delay_seconds=0.3))
+    gates = [sandbox.faults.pause(image.image_id) for image in order.images[1:]]
+    page = (await visit(open_page, sandboxed, f"/?order={order.order_id}")).page
+    for gate in gates:
+        gate.release()  # for the pictures
+    gates = [sandbox.faults.pause(image.image_id) for image in order.images[1:]]
+    await page.get_by_role("button", name="Download ZIP").click()
+    states = page.locator("#gallery .state")
+    await expect(states).to_have_text(["Downloading", "Waiting", "Waiting"])
+    await expect(page.locator("#progress-text")).to_contain_text("B/s")
+    await expect(states).to_have_text(["Downloaded", "Waiting", "Waiting"])
+    await expect(page.locator("#progress-text")).to_contain_text("1 of 3 images · 300 KB")
+    assert 0.3 < await page.locator("#bar").evaluate("bar => bar.position") < 0.4
+    await expect(page).to_have_title("33 % · Batch image downloader")
+    await expect(page.locator("#progress")).to_be_in_viewport(ratio=1)
+    await expect(states.first).to_be_in_viewport(ratio=1)
+    await page.get_by_label("Format").select_option("png")
+    await expect(page.get_by_role("button", name="Download ZIP")).to_be_disabled()
+    for gate in gates:
+        gate.release()
+    await expect(page.get_by_role("heading", name="Done: 3 images in the ZIP")).to_be_visible()
+    await expect(page.get_by_role("button", name="Download ZIP")).to_be_enabled()
+
+
 async def test_what_is_missing(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
     """What failed is named with its reason; one more click brings exactly that."""
     order = add_order(sandbox, [1000, 2000, 3000])
@@ -65,8 +102,10 @@ async def test_what_is_missing(sandbox: Sandbox, sandboxed: str, open_page: Open
     page = (await visit(open_page, sandboxed, f"/?order={order.order_id}", refusals={502})).page
     first = await save(page, "Download ZIP", tmp_path)
     assert failures_in(first) == {"1.jpg": "not_found"}
-    await expect(page.get_by_role("heading", name="Done, but 1 image of 3")).to_be_visible()
-    await expect(page.locator("#failure-list")).to_contain_text("1.jpg")
+    await expect(page.get_by_role("heading", name="Done, but 1 image of 3 is missing")).to_be_visible()
+    await expect(page.locator("#failure-list")).to_contain_text("It could not be found")
+    await expect(page.locator("#failure-list")).to_contain_text("Trying again will not help.")
+    await expect(page.locator("#gallery .why").nth(1)).to_contain_text("It could not be found")
     sandbox.faults.clear()
     second = await save(page, "Get the missing ones", tmp_path)
     assert second == {"1.jpg": jpeg(2000, 1)}
@@ -84,6 +123,26 @@ async def test_many_missing_images(sandbox: Sandbox, sandboxed: str, open_page: 
     sandbox.faults.clear()
     second = await save(page, "Get the missing ones", tmp_path)
     assert len(images_in(second)) == 119
+
+
+async def test_another_order(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """The missing ones are asked for of their own order, whatever is shown; a new order has no old download."""
+    order, other = add_order(sandbox, [1000, 2000]), add_order(sandbox, [3000], name="Other")
+    fault = Fault(Kind.STATUS, status=404)
+    sandbox.faults.always(order.images[1].image_id, fault, origin="api")
+    page = (await visit(open_page, sandboxed, f"/?order={order.order_id}", refusals={404, 502})).page
+    await save(page, "Download ZIP", tmp_path)
+    await page.get_by_label("Order id").fill("5a4d0b0c-0000-4000-8000-000000000bad")
+    await page.get_by_role("button", name="Show order").click()
+    await expect(page.locator("[data-problem='order-not-found']")).to_be_visible()
+    await expect(page.locator("#order")).to_be_hidden()
+    sandbox.faults.clear()
+    assert await save(page, "Get the missing ones", tmp_path) == {"1.jpg": jpeg(2000, 1)}
+    await expect(page.get_by_role("heading", name="Done: 1 image in the ZIP")).to_be_visible()
+    await page.get_by_label("Order id").fill(other.order_id)
+    await page.get_by_role("button", name="Show order").click()
+    await expect(page.get_by_role("heading", name="Other")).to_be_visible()
+    await expect(page.locator("#progress")).to_be_hidden()
 
 
 async def test_upload(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
@@ -147,14 +206,16 @@ async def test_sign_in(start_service: StartService, open_page: OpenPage, tmp_pat
     """Where keys are set nothing is shown without one; what the key may not do is not offered."""
     keys = (SecretStr(KEY), SecretStr(f"{PAYING}:full"))
     service = await start_service(service_api_keys=keys, admin_token=SecretStr(TOKEN), allow_full_quality=False)
-    page = (await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})).page
+    opened = await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})
+    page = opened.page
     await page.get_by_label("Key of the service").fill("wrong-key-of-somebody")
     await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
     await expect(page.get_by_role("alert")).to_contain_text("neither a key")
     await page.get_by_label("Key of the service").fill(KEY)
+    await opened.check_accessibility()
     await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
     await expect(page.get_by_role("dialog")).to_be_hidden()
-    await page.get_by_role("button", name="Show order").click()
+    await expect(page.locator("#gallery li")).to_have_count(14)
     await expect(page.get_by_role("radio", name="Full quality")).to_be_disabled()
     assert len(await save(page, "Download ZIP", tmp_path)) == 14
     await page.get_by_text("No order yet?").click()
@@ -163,6 +224,7 @@ async def test_sign_in(start_service: StartService, open_page: OpenPage, tmp_pat
     await page.reload()
     await page.get_by_role("button", name="Sign out").click()
     await expect(page.get_by_role("button", name="Sign in").first).to_be_visible()
+    await expect(page.locator("#order")).to_be_hidden()
     await page.get_by_role("button", name="Show order").click()
     await expect(page.locator("#notices")).to_contain_text("Sign in with a key")
     assert KEY not in await page.evaluate("() => JSON.stringify([localStorage, sessionStorage, document.cookie])")
@@ -173,6 +235,7 @@ async def test_full_quality_asks_back(sandbox: Sandbox, sandboxed: str, open_pag
     order = add_order(sandbox, [1000, 2000])
     page = (await visit(open_page, sandboxed, f"/?order={order.order_id}")).page
     await page.get_by_role("radio", name="Full quality").check()
+    await expect(page.locator("#curl")).to_contain_text("preview=false&max_credits=2")
     await page.get_by_role("button", name="Download ZIP").click()
     await expect(page.get_by_role("heading", name="Spend up to 2 credits?")).to_be_visible()
     await page.get_by_role("button", name="Cancel").click()
@@ -181,6 +244,7 @@ async def test_full_quality_asks_back(sandbox: Sandbox, sandboxed: str, open_pag
     await page.get_by_role("button", name="Download ZIP").click()
     await save(page, "Spend 2", tmp_path)
     await expect(page.get_by_role("heading", name="Done: 2 images")).to_be_visible()
+    await expect(page.locator("#progress-text")).to_contain_text("2 credits spent")
     assert sandbox.credits_spent == 2
 
 
@@ -213,6 +277,37 @@ async def test_choices_become_a_command_and_a_link(sandboxed: str, open_page: Op
     await expect(page.locator("#link")).to_contain_text(wanted + "&link=")
 
 
+async def test_orders_without_images(sandboxed: str, open_page: OpenPage) -> None:
+    """Of an order that lists no images yet the page promises nothing: neither a number, nor a price."""
+    page = (await visit(open_page, sandboxed, f"/?order={MERGING_ORDER_ID}")).page
+    await expect(page.locator("#download-hint")).to_contain_text("Begins when the first image is ready")
+    await expect(page.locator("#full-hint")).to_have_text("Spends one credit for each image.")
+    await page.get_by_role("radio", name="Full quality").check()
+    await expect(page.get_by_role("button", name="Download ZIP")).to_be_disabled()
+    await page.get_by_label("Order id").fill(EMPTY_ORDER_ID)
+    await page.get_by_role("button", name="Show order").click()
+    await expect(page.locator("#order-summary")).to_have_text("There are no images")
+    await expect(page.locator("#download-hint")).to_have_text("Nothing is ready to be downloaded.")
+
+
+async def test_a_folded_field_that_is_wrong(sandboxed: str, open_page: OpenPage) -> None:
+    """A wrong value among the folded options is shown, instead of a button that does nothing."""
+    page = (await visit(open_page, sandboxed, f"/?order={DEMO_ORDER_ID}")).page
+    await page.get_by_text("More options").click()
+    await page.get_by_label("Scale, up to 1").fill("5")
+    await page.get_by_text("More options").click()
+    await page.get_by_role("button", name="Download ZIP").click()
+    await expect(page.get_by_label("Scale, up to 1")).to_be_focused()
+
+
+async def test_without_a_key_for_photos(start_service: StartService, open_page: OpenPage) -> None:
+    """Nobody is sent to sign in where there is nothing to sign in with."""
+    page = (await visit(open_page, await start_service(allow_full_quality=False), f"/?order={DEMO_ORDER_ID}")).page
+    await page.get_by_text("No order yet?").click()
+    await expect(page.locator("#upload-denied")).to_contain_text("its operator has not set a token")
+    await expect(page.locator("#full-hint")).to_have_text("Spends credits: the operator allows it to nobody.")
+
+
 async def test_problems_are_told(start_service: StartService, open_page: OpenPage) -> None:
     """A refusal is shown with its title, its reason and what to do."""
     page = (await visit(open_page, await start_service(), "/?order=5a4d0b0c", refusals={400, 404})).page
@@ -242,7 +337,6 @@ async def test_a_session_that_is_over(start_service: StartService, open_page: Op
     page = (await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})).page
     await page.get_by_label("Key of the service").fill(KEY)
     await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
-    await page.get_by_role("button", name="Show order").click()
     await expect(page.locator("#gallery li")).to_have_count(14)
     await page.context.clear_cookies()
     await page.get_by_role("button", name="Download ZIP").click()

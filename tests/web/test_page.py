@@ -14,6 +14,7 @@ from yarl import URL
 
 from service.archive.plan import PARAMETERS
 from service.errors import concrete_errors
+from service.model import Reason
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
 from service.web.create_order import CHOICES
 from service.web.page import STATIC
@@ -87,11 +88,13 @@ def test_the_page_has_every_choice_of_an_enhancement() -> None:
 
 
 async def test_facts(service: str, start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """The page learns whether there is a key, and what bounds an upload."""
+    """The page learns whether there is a key, what bounds an upload, and the words for each reason."""
     keyless = await start_service(autoenhance_api_key=None, max_upload_files=7)
     async with client.get(f"{service}/api/page") as response:
         facts = await response.json()
     assert (facts["api_key_configured"], facts["demo_order_id"], facts["wait_max_seconds"]) == (True, None, 600)
+    assert set(facts["reasons"]) == {reason.value for reason in Reason}
+    assert facts["reasons"]["not_ready"]["words"] == "It was still being enhanced."
     async with client.get(f"{keyless}/api/page") as response:
         facts = await response.json()
     assert (facts["api_key_configured"], facts["max_upload_files"]) == (False, 7)

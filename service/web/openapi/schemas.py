@@ -84,6 +84,11 @@ def component_schemas() -> dict[str, Any]:
                 "wait_max_seconds": COUNT,
                 "max_upload_files": COUNT,
                 "max_upload_bytes": COUNT,
+                "reasons": {
+                    "type": "object",
+                    "description": "What each reason why an image is missing means, and whether asking again helps.",
+                    "additionalProperties": exactly({"words": TEXT, "again": TEXT}),
+                },
             }
         ),
         "SentryIssue": _SENTRY_ISSUE,

@@ -1,21 +1,23 @@
 // The page: joins the order, the choices, the download, the upload and the session. Start reading here.
 
 import { ask, send } from "./api.js";
-import { byId, copy, make, plural, reveal, show } from "./dom.js";
+import { byId, copy, count, duration, make, plural, reveal, show } from "./dom.js";
 import { Download } from "./download.js";
-import { address, canWait, command, parameters, spendsCredits } from "./options.js";
+import { canWait, command, parameters, price, spendsCredits } from "./options.js";
 import { OrderView } from "./order.js";
 import { notice } from "./problems.js";
 import { Session } from "./session.js";
 import { Upload } from "./upload.js";
 
-const facts = await ask("/api/page");
-const session = new Session(sessionChanged);
-const view = new OrderView(orderChanged);
+// Without these nothing works; whoever reads that the service does not answer can only come again.
+const facts = await ask("/api/page").catch((problem) => { say(notice(problem.document)); throw problem; });
+const session = new Session(sessionChanged, signedIn);
+const view = new OrderView(facts.reasons, orderChanged);
 const download = new Download(
+  facts.reasons,
   (image) => view.progress(image),
-  () => { byId("download").disabled = false; },
-  () => attempt(() => ask(`/orders/${view.order.order_id}`)), // it may be that the visitor must sign in again
+  choicesChanged,
+  () => attempt(() => ask(`/orders/${download.order.order_id}`)), // it may be that the visitor must sign in again
 );
 const upload = new Upload(facts, created, signInIfNeeded);
 
@@ -46,6 +48,7 @@ async function find(id) {
   const order = await attempt(() => view.load(id));
   field.setAttribute("aria-invalid", String(!order));
   if (!order) {
+    hideOrder();
     field.focus();
     return;
   }
@@ -54,20 +57,37 @@ async function find(id) {
   reveal(byId("order"), "start");
 }
 
+/** What is shown belongs to the id in the field, and to who may see it. */
+function hideOrder() {
+  view.forget();
+  show(byId("choices"), false);
+}
+
 async function created(id) {
   byId("order-id").value = id;
   await find(id);
 }
 
 function orderChanged() {
+  const another = download.order?.order_id !== view.order.order_id;
+  if (another && !download.running) show(byId("progress"), false);
   show(byId("choices"));
   show(byId("wait-row"), canWait(view.order, facts));
+  byId("wait-hint").textContent = `They join the ZIP as they become ready, for up to ${duration(facts.wait_max_seconds)}.`;
   choicesChanged();
 }
 
 function sessionChanged() {
   upload.allow(session);
+  if (session.state.key_required && !session.state.role) hideOrder();
   choicesChanged();
+}
+
+/** Go on with what the key was needed for. */
+async function signedIn() {
+  const id = byId("order-id").value.trim();
+  if (id) await find(id);
+  else say();
 }
 
 /** Keep everything true that depends on the form, the order and the session. */
@@ -78,42 +98,63 @@ function choicesChanged() {
   if (!view.order) return;
   const { order } = view;
   const query = parameters(order, facts);
-  byId("full-hint").textContent = full.disabled
-    ? "Spends credits: sign in with a key that may."
-    : order.credits.full_quality
-      ? `Spends up to ${plural(order.credits.full_quality, "credit")} for this order.`
-      : "Everything in this order is paid already.";
-  const ready = order.counts.ready + (query.has("wait") ? order.counts.not_ready : 0);
-  const possible = ready > 0 || (query.has("wait") && order.busy);
-  byId("download").disabled = !possible;
-  byId("download-hint").textContent = possible
-    ? `${plural(ready, "image")} as ${order.archive_name}`
-    : "Nothing is ready to be downloaded.";
-  byId("curl").textContent = command(order.order_id, query, session.state.key_required);
+  byId("full-hint").textContent = fullHint(order, full.disabled);
+  const [possible, words] = prospect(order, query);
+  byId("download").disabled = !possible || download.running;
+  byId("download-hint").textContent = words;
+  byId("curl").textContent = command(order.order_id, bounded(query, price(order, query)), session.state.key_required);
   show(byId("share"), session.state.links_enabled);
   show(byId("link-row"), false);
 }
 
-async function begin(only = []) {
-  const { order } = view;
-  const query = parameters(order, facts);
-  if (spendsCredits(query)) {
-    const coming = query.has("wait") ? ["ready", "not_ready"] : ["ready"];
-    const price = order.images.filter((one) =>
-      !one.paid && coming.includes(one.readiness) && (!only.length || only.includes(one.image_id))).length;
-    if (price && !(await agreed(price))) return;
-    query.set("max_credits", price); // what was agreed to binds the service
+/** Whether a download would bring something, and what, in words. */
+function prospect(order, query) {
+  const { total, ready, not_ready: coming } = order.counts;
+  const waits = query.has("wait");
+  if (waits && order.busy && !total) {
+    return spendsCredits(query)
+      ? [false, "What it costs can be told when the images are listed. Previews can be had before."]
+      : [true, `Begins when the first image is ready, as ${order.archive_name}`];
   }
-  say();
-  byId("download").disabled = true;
-  download.start(order.order_id, query, only);
+  if (waits && coming) {
+    const words = ready ? `${plural(ready, "image")} now, ${count(coming)} more` : plural(coming, "image");
+    return [true, `${words} when ready, as ${order.archive_name}`];
+  }
+  return ready ? [true, `${plural(ready, "image")} as ${order.archive_name}`] : [false, "Nothing is ready to be downloaded."];
 }
 
-function agreed(price) {
+function fullHint(order, disabled) {
+  if (disabled) return session.possible ? "Spends credits: sign in with a key that may." : "Spends credits: the operator allows it to nobody.";
+  if (!order.counts.total) return "Spends one credit for each image.";
+  const most = order.credits.full_quality;
+  return most ? `Spends up to ${plural(most, "credit")} for this order. You are asked first.` : "Nothing in this order costs a credit any more.";
+}
+
+/** What was agreed to, or shown, binds the service. */
+function bounded(query, credits) {
+  const bound = new URLSearchParams(query);
+  if (spendsCredits(query)) bound.set("max_credits", credits);
+  return bound;
+}
+
+/** Download an order: `only` these images of it, all if there are none. */
+async function begin(order, only = []) {
+  const query = parameters(order, facts);
+  const credits = price(order, query, only);
+  if (credits && !(await agreed(credits))) return;
+  say();
+  download.start(order, bounded(query, credits), only);
+  choicesChanged();
+}
+
+/** Download again what the last download was about, by what is known of its order now. */
+const beginAgain = (only) => begin(view.order?.order_id === download.order.order_id ? view.order : download.order, only);
+
+function agreed(credits) {
   const dialog = byId("confirm");
-  byId("confirm-title").textContent = `Spend up to ${plural(price, "credit")}?`;
+  byId("confirm-title").textContent = `Spend up to ${plural(credits, "credit")}?`;
   byId("confirm-text").textContent = "Full quality costs one credit for each image that is not paid yet. An image is never bought twice.";
-  byId("confirm-yes").textContent = `Spend ${price}`;
+  byId("confirm-yes").textContent = `Spend ${count(credits)}`;
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
@@ -129,20 +170,21 @@ async function makeLink() {
 
 byId("find").addEventListener("submit", (event) => { event.preventDefault(); find(byId("order-id").value.trim()); });
 byId("options").addEventListener("input", choicesChanged);
-byId("wait").addEventListener("change", choicesChanged);
-byId("options").addEventListener("submit", (event) => { event.preventDefault(); begin(); });
-byId("missing").addEventListener("click", () => begin(download.missing));
-byId("again").addEventListener("click", () => begin());
+// A field that the browser complains about must be in view, or the button seems dead.
+byId("options").addEventListener("invalid", (event) => { const folded = event.target.closest("details"); if (folded) folded.open = true; }, true);
+byId("options").addEventListener("submit", (event) => { event.preventDefault(); begin(view.order); });
+byId("missing").addEventListener("click", () => beginAgain(download.missing));
+byId("again").addEventListener("click", () => beginAgain(download.only));
 byId("copy-curl").addEventListener("click", (event) => copy(byId("curl").textContent, event.currentTarget));
 byId("copy-link").addEventListener("click", (event) => copy(byId("link").textContent, event.currentTarget));
 byId("make-link").addEventListener("click", makeLink);
 
+const asked = new URLSearchParams(location.search).get("order");
 byId("version").textContent = `Batch image downloader ${facts.version}`;
 if (facts.demo_order_id) {
   show(byId("sandbox-badge"));
-  byId("order-hint").textContent = "This is the sandbox: made-up orders, no real credits. A demo order is filled in.";
+  byId("order-hint").textContent = `This is the sandbox: made-up orders, no real credits.${asked ? "" : " A demo order is filled in."}`;
 }
-const asked = new URLSearchParams(location.search).get("order");
 byId("order-id").value = asked ?? facts.demo_order_id ?? "";
 await attempt(() => session.refresh());
 if (!facts.api_key_configured) {

@@ -1,7 +1,7 @@
 // One download: the browser fetches the archive by itself, and this follows the archive's events meanwhile.
 
 import { ask } from "./api.js";
-import { byId, bytes, duration, make, plural, reveal, show, uuid } from "./dom.js";
+import { byId, bytes, count, duration, make, plural, reveal, show, uuid } from "./dom.js";
 import { address } from "./options.js";
 import { notice } from "./problems.js";
 
@@ -12,21 +12,34 @@ const SPEED_SECONDS = 6;
 
 const ENDINGS = {
   complete: (one) => `Done: ${plural(one.downloaded, "image")} in the ZIP, each one checked`,
-  partial: (one) => `Done, but ${plural(one.failed, "image")} of ${one.total} could not be had`,
+  partial: (one) => `Done, but ${plural(one.failed, "image")} of ${count(one.total)} ${one.failed === 1 ? "is" : "are"} missing`,
   none: () => "Nothing could be downloaded",
   rejected: () => "The download was refused",
   aborted: () => "The download was broken off",
   client_gone: () => "Your browser ended the download",
 };
 
+// Their words leave nothing to add.
+const SAID_ALREADY = ["not_ready", "expired"];
+const TONES = { complete: "good", partial: "warn" };
+const TITLE = document.title;
+
 export class Download {
   #source = null;
   #images = new Map();
   #marks = [];
   #last = null;
+  #begun = null;
+  running = false;
+  order = null; // what was asked for: of this order ...
+  only = []; // ... these images, all if there are none
 
-  /** `onImage` is told what becomes of each image, `onEnd` that nothing more comes, `onLost` that it cannot be followed. */
-  constructor(onImage, onEnd, onLost) {
+  /**
+   * `reasons` has the words for each. `onImage` is told what becomes of each image, `onEnd` that nothing more comes,
+   * `onLost` that it cannot be followed.
+   */
+  constructor(reasons, onImage, onEnd, onLost) {
+    this.reasons = reasons;
     this.onImage = onImage;
     this.onEnd = onEnd;
     this.onLost = onLost;
@@ -38,30 +51,33 @@ export class Download {
     return [...this.#images.values()].filter((one) => one.state === "failed" && !gone(one)).map((one) => one.image_id);
   }
 
-  /** Begin: `only` are the images to take, all if there are none. */
-  start(orderId, query, only = []) {
+  /** Begin to download an order: `only` these images of it, all if there are none. */
+  start(order, query, only) {
     this.#source?.close();
     this.#images.clear();
     this.#marks = [];
-    this.#last = null;
+    this.#last = this.#begun = null;
+    this.running = true;
+    Object.assign(this, { order, only });
     const id = uuid();
     this.#watch(id);
     const asked = new URLSearchParams(query);
     asked.set("archive_id", id);
     if (only.length > IDS_IN_ADDRESS) {
-      this.#post(address(orderId, asked), only);
+      this.#post(address(order.order_id, asked), only);
     } else {
       for (const one of only) asked.append("only", one);
-      const link = make("a", { href: address(orderId, asked), download: "" });
+      const link = make("a", { href: address(order.order_id, asked), download: "" });
       document.body.append(link);
       link.click();
       link.remove();
     }
     byId("progress-title").textContent = "Downloading…";
-    byId("progress-text").textContent = "Waiting for the first image";
+    byId("progress-text").textContent = "Waiting for the first image. Your browser saves the ZIP; this page shows how it goes.";
     for (const part of ["refusal", "failure-list"]) byId(part).replaceChildren();
     for (const part of ["failures", "missing", "again"]) show(byId(part), false);
     byId("bar").removeAttribute("value");
+    byId("bar").dataset.tone = "";
     show(byId("bar"));
     show(byId("progress"));
     byId("progress-title").focus({ preventScroll: true });
@@ -85,7 +101,7 @@ export class Download {
     on("archive", (one) => this.#tell(one));
     on("end", (one) => { source.close(); this.#tell(one); this.#end(one); });
     source.addEventListener("error", () => {
-      if (source.readyState === EventSource.CLOSED) this.#lost(source, id);
+      if (source.readyState === EventSource.CLOSED && source === this.#source) this.#lost(source, id);
     });
   }
 
@@ -97,9 +113,11 @@ export class Download {
       this.#end({ state: "rejected", total: 0, downloaded: 0, failed: 0, problem: refused });
       return;
     }
+    this.running = false;
     byId("progress-title").textContent = "Your browser downloads the ZIP";
     byId("progress-text").textContent = "Its progress cannot be shown here: this part of the service does not know it.";
     show(byId("bar"), false);
+    document.title = TITLE;
     this.onEnd();
     this.onLost();
   }
@@ -120,10 +138,13 @@ export class Download {
     const speed = now - since > 0.5 ? (sent - before) / (now - since) : 0;
     if (!total) return;
     Object.assign(byId("bar"), { max: total, value: downloaded + failed });
+    document.title = `${Math.floor((100 * (downloaded + failed)) / total)} % · ${TITLE}`; // for who looks elsewhere meanwhile
     byId("progress-text").textContent = [
-      `${downloaded} of ${plural(total, "image")}`,
+      `${count(downloaded)} of ${plural(total, "image")}`,
+      failed ? `${count(failed)} missing` : "",
       bytes(sent),
       speed ? `${bytes(Math.round(speed))}/s` : "",
+      this.#last.credits_spent ? `${plural(this.#last.credits_spent, "credit")} spent` : "",
       this.#left(now),
     ].filter(Boolean).join(" · ");
   }
@@ -137,26 +158,31 @@ export class Download {
     return `about ${duration(((now - this.#begun) / done) * (total - done))} left`;
   }
 
-  #begun = null;
-
   #end(one) {
-    this.#begun = null;
+    this.running = false;
     const { state, total, downloaded, failed } = one;
     Object.assign(byId("bar"), { max: total || 1, value: downloaded + failed });
+    byId("bar").dataset.tone = TONES[state] ?? "bad";
+    show(byId("bar"), downloaded > 0);
     const title = (ENDINGS[state] ?? (() => state))(one);
+    document.title = `${title} · ${TITLE}`;
     byId("progress-title").textContent = title;
     byId("progress-said").textContent = title;
     if (!total) byId("progress-text").textContent = "";
-    const list = byId("failure-list");
     if (one.problem) byId("refusal").append(notice(one.problem));
-    for (const image of this.#images.values()) {
-      if (image.state === "failed") {
-        list.append(make("li", { data: { reason: image.reason } }, make("strong", {}, image.name || image.image_id), ` – ${image.detail || image.reason}`));
-      }
-    }
-    show(byId("failures"), list.children.length > 0);
+    const missing = [...this.#images.values()].filter((image) => image.state === "failed");
+    byId("failure-list").append(...missing.map((image) => this.#failure(image)));
+    show(byId("failures"), missing.length > 0);
     show(byId("missing"), state === "partial" && this.missing.length > 0);
     show(byId("again"), state !== "partial" && state !== "complete");
     this.onEnd();
+  }
+
+  /** Name a missing image: what happened, whether asking again helps, and what exactly was found. */
+  #failure(image) {
+    const { words, again } = this.reasons[image.reason] ?? { words: image.reason, again: "" };
+    return make("li", { data: { reason: image.reason } },
+      make("strong", {}, image.name || image.image_id), ` – ${words} ${again}`,
+      image.detail && !SAID_ALREADY.includes(image.reason) ? make("span", { className: "hint" }, image.detail) : null);
   }
 }

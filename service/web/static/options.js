@@ -18,6 +18,14 @@ export const canWait = (order, facts) => Boolean(facts.wait_max_seconds && (orde
 
 export const spendsCredits = (query) => query.get("preview") === "false" && query.get("dev_mode") !== "true";
 
+/** What the chosen download costs at most: one credit for each image that would come and is not paid yet. */
+export function price(order, query, only = []) {
+  if (!spendsCredits(query)) return 0;
+  const coming = query.has("wait") ? ["ready", "not_ready"] : ["ready"];
+  return order.images.filter((one) =>
+    !one.paid && coming.includes(one.readiness) && (!only.length || only.includes(one.image_id))).length;
+}
+
 export function address(orderId, query) {
   const text = query.toString();
   return `/orders/${orderId}/images${text ? `?${text}` : ""}`;

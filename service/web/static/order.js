@@ -1,7 +1,7 @@
 // One order on the page: its images with pictures and states, kept up to date while it is being processed.
 
 import { ask } from "./api.js";
-import { byId, make, plural, show } from "./dom.js";
+import { byId, count, make, plural, show } from "./dom.js";
 
 const FIRST_PAUSE = 3000;
 const LONGEST_PAUSE = 15000;
@@ -38,17 +38,21 @@ export class OrderView {
   #live = new Map(); // what a download has done with each image, shown or not
   #timer = null;
   #limit = SHOWN_AT_FIRST;
+  #asked = null; // the newest order that was asked for: answers about others come too late
   order = null;
 
-  /** `changed` is called with the order whenever it has been read. */
-  constructor(changed) {
+  /** `reasons` has the words for each, `changed` is called with the order whenever it has been read. */
+  constructor(reasons, changed) {
+    this.reasons = reasons;
     this.changed = changed;
     byId("gallery-more").addEventListener("click", () => { this.#limit = Infinity; this.#render(); });
   }
 
   async load(id) {
-    this.#stop();
+    clearTimeout(this.#timer);
+    const asked = this.#asked = {};
     const order = await ask(`/orders/${encodeURIComponent(id)}`);
+    if (this.#asked !== asked) return this.order;
     if (order.order_id !== this.order?.order_id) {
       this.#items.clear();
       this.#live.clear();
@@ -56,8 +60,15 @@ export class OrderView {
       this.#limit = SHOWN_AT_FIRST;
     }
     this.#take(order);
-    this.#watch(FIRST_PAUSE);
+    this.#watch(asked, FIRST_PAUSE);
     return order;
+  }
+
+  /** Show no order any more. */
+  forget() {
+    clearTimeout(this.#timer);
+    this.#asked = this.order = null;
+    show(byId("order"), false);
   }
 
   /** Show what a running download does with an image. */
@@ -73,23 +84,21 @@ export class OrderView {
     this.changed(order);
   }
 
-  #watch(pause) {
+  #watch(asked, pause) {
     if (!this.order.busy && !this.order.counts.not_ready) return;
     this.#timer = setTimeout(async () => {
+      let next = LONGEST_PAUSE;
       try {
-        const before = JSON.stringify(this.order);
         const order = await ask(`/orders/${this.order.order_id}`);
-        const news = JSON.stringify(order) !== before;
+        if (this.#asked !== asked) return;
+        const news = JSON.stringify(order) !== JSON.stringify(this.order);
         if (news) this.#take(order);
-        this.#watch(news ? FIRST_PAUSE : Math.min(LONGEST_PAUSE, pause * 1.4));
+        next = news ? FIRST_PAUSE : Math.min(LONGEST_PAUSE, pause * 1.4);
       } catch {
-        this.#watch(LONGEST_PAUSE);
+        if (this.#asked !== asked) return;
       }
+      this.#watch(asked, next);
     }, pause);
-  }
-
-  #stop() {
-    clearTimeout(this.#timer);
   }
 
   #render() {
@@ -99,23 +108,30 @@ export class OrderView {
     const { total, ready, not_ready: busy } = order.counts;
     const rest = total - ready - busy;
     byId("order-summary").textContent = [
-      total ? `${ready} of ${plural(total, "image")} ready` : order.busy ? "The images are not listed yet" : "There are no images",
-      busy ? `${busy} being processed` : "",
-      rest ? `${rest} cannot be had` : "",
-      order.credits.paid ? `${order.credits.paid} paid already` : "",
+      total ? `${count(ready)} of ${plural(total, "image")} ready` : order.busy ? "The images are not listed yet" : "There are no images",
+      busy ? `${count(busy)} being processed` : "",
+      rest ? `${count(rest)} cannot be downloaded` : "",
+      order.credits.paid ? `${count(order.credits.paid)} paid already` : "",
     ].filter(Boolean).join(" · ");
     for (const image of order.images.slice(0, this.#limit)) this.#renderImage(image);
     const hidden = Math.max(0, order.images.length - this.#limit);
     const more = byId("gallery-more");
     show(more, hidden > 0);
-    more.textContent = `Show ${hidden} more`;
+    more.textContent = `Show ${count(hidden)} more`;
     show(byId("order"));
   }
 
   #renderProgress(item, image) {
     item.row.dataset.writing = String(image.state === "writing");
     label(item.state, STATE[image.state] ?? [image.state, ""]);
-    item.state.title = image.detail ?? "";
+    this.#explain(item, image);
+  }
+
+  /** Say why an image cannot be had, where everybody can read it. */
+  #explain(item, image) {
+    const waiting = image.reason === "not_ready"; // which its state says already
+    item.why.textContent = (waiting ? "" : this.reasons[image.reason]?.words) ?? image.detail ?? "";
+    item.why.title = image.detail ?? "";
   }
 
   #renderImage(image) {
@@ -124,9 +140,10 @@ export class OrderView {
       const state = make("span", { className: "state" });
       const picture = make("div", { className: "picture" });
       const name = make("span", { className: "name", title: image.entry }, image.entry);
-      const row = make("li", { data: { image: image.image_id } }, picture, name, state);
+      const why = make("span", { className: "hint why" });
+      const row = make("li", { data: { image: image.image_id } }, picture, name, state, why);
       byId("gallery").append(row);
-      item = { row, picture, state, pictured: false };
+      item = { row, picture, state, why, pictured: false };
       this.#items.set(image.image_id, item);
     }
     const live = this.#live.get(image.image_id);
@@ -134,7 +151,7 @@ export class OrderView {
       this.#renderProgress(item, live);
     } else {
       label(item.state, READINESS[image.readiness] ?? [image.readiness, ""]);
-      item.state.title = image.detail ?? "";
+      this.#explain(item, image);
     }
     if (image.readiness === "ready" && !item.pictured) {
       item.pictured = true;
