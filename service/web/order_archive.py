@@ -30,6 +30,12 @@ ORDER_ID_CHARACTERS = 36
 # About 45 bytes each ("&only=" and a UUID): with this many, a URL stays below the 8 KiB that nginx takes by default.
 IDS_PER_RETRY_URL = 100
 TRAILERS = ("X-Downloaded", "X-Failed")
+# The page sends a form from a hidden frame, so that a refusal does not take the page's place. Browsers judge whether
+# an answer may be framed before they save it (WHATWG HTML, section 7.4.5 "Populating a session history entry").
+_FRAMED_BY_THE_PAGE = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'self'",
+    "X-Frame-Options": "SAMEORIGIN",
+}
 
 
 async def get_order_archive(request: web.Request) -> web.StreamResponse:
@@ -187,6 +193,8 @@ class _Download:
 
     async def _start_response(self) -> ArchiveResponse:
         headers = _headers(self._plan, self._record.archive_id)
+        if self._request.method == "POST":
+            headers |= _FRAMED_BY_THE_PAGE
         if self._request.version >= HttpVersion11:
             headers["Trailer"] = ", ".join(TRAILERS)
         response = ArchiveResponse(headers, self._trailers, stall_seconds=self._stall_seconds)

@@ -11,7 +11,7 @@ from service.web.services import SERVICES
 STATIC = Path(__file__).parent / "static"
 # Everything comes from here, and nothing is written into the page that could run.
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; frame-src 'self'; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 

@@ -125,6 +125,25 @@ async def test_many_missing_images(sandbox: Sandbox, sandboxed: str, open_page: 
     assert len(images_in(second)) == 119
 
 
+async def test_many_images_that_stay_missing(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
+    """When a long list is refused, the page says why, and stays."""
+    order = add_order(sandbox, [300] * 102)
+    for image in order.images[1:]:
+        sandbox.faults.always(image.image_id, Fault(Kind.STATUS, status=410), origin="api")
+    opened = await visit(open_page, sandboxed, f"/?order={order.order_id}", refusals={422, 502})
+    page = opened.page
+    async with page.expect_download():
+        await page.get_by_role("button", name="Download ZIP").click()
+    await page.get_by_role("button", name="Get the missing ones").click()
+    await expect(page.get_by_role("heading", name="Nothing could be downloaded")).to_be_visible()
+    await expect(page.locator("#progress-text")).to_contain_text("101 missing")
+    await expect(page.locator("#failure-list li")).to_have_count(101)
+    assert page.url == f"{sandboxed}/?order={order.order_id}"
+    (refused,) = opened.complaints  # the hidden frame does not show the problem
+    assert "frame-ancestors" in refused
+    opened.complaints.clear()
+
+
 async def test_another_order(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
     """The missing ones are asked for of their own order, whatever is shown; a new order has no old download."""
     order, other = add_order(sandbox, [1000, 2000]), add_order(sandbox, [3000], name="Other")

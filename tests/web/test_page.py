@@ -171,6 +171,9 @@ async def test_a_form_asks_for_images(sandbox: Sandbox, service: str, client: ai
     async with client.post(images_url(service, order.order_id), data=aiohttp.FormData(fields)) as response:
         assert response.status == 200
         assert list(entries(await response.read())) == ["1.jpg", "2.jpg"]
+        # A frame of the page may take it; browsers judge that before they save it.
+        assert response.headers["X-Frame-Options"] == "SAMEORIGIN"
+        assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'self'"
 
 
 def test_the_package_has_the_page(tmp_path: Path) -> None:

@@ -84,9 +84,10 @@ export class Download {
     reveal(byId("progress"), "start");
   }
 
+  /** Send the ids as a form, from a frame: if there is nothing to save, the answer must not take the page's place. */
   #post(action, only) {
     const fields = only.map((one) => make("input", { type: "hidden", name: "only", value: one }));
-    const form = make("form", { method: "post", action, hidden: true }, ...fields);
+    const form = make("form", { method: "post", action, target: "saving", hidden: true }, ...fields);
     document.body.append(form);
     form.submit();
     form.remove();
