@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
 from service.sandbox import DEMO_ORDER_ID, Sandbox
 from service.server import running
@@ -25,6 +25,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# A busy machine is slow; a test that fails anyway may take this long.
+PATIENCE_MILLISECONDS = 20_000
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 LOCAL = ("blob:", "data:")
 
@@ -92,12 +94,13 @@ async def start_sandbox_service(sandbox: Sandbox) -> AsyncIterator[StartService]
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
     """Return a function that opens a path of a service; at the end nothing may have gone wrong in the pages."""
     visits = []
+    expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
     async def visit(service: str, path: str = "/", *, refusals: Collection[int] = (), **options: Any) -> Visit:
         context = await browser.new_context(accept_downloads=True, **{"viewport": DESKTOP, **options})
         opened = Visit(await context.new_page(), service, frozenset(refusals))
         visits.append(opened)
-        opened.page.set_default_timeout(20_000)
+        opened.page.set_default_timeout(PATIENCE_MILLISECONDS)
         opened.page.on("console", opened.heard)
         opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))
         opened.page.on("request", opened.asked)
