@@ -54,6 +54,7 @@ async def test_first_visit(sandbox: Sandbox, sandboxed: str, open_page: OpenPage
     opened = await visit(open_page, sandboxed)
     page = opened.page
     await expect(page.get_by_text("Sandbox", exact=True)).to_be_visible()
+    await expect(page.locator("#order-hint")).to_contain_text("The demo order is filled in.")
     await page.get_by_role("button", name="Show order").click()
     await expect(page.locator("#gallery li")).to_have_count(14)
     await expect(page.locator("#gallery img").first).to_have_js_property("complete", value=True)
@@ -204,6 +205,7 @@ async def test_upload(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp
     await expect(page.locator("#upload-status")).to_contain_text("2 photos uploaded")
     await expect(page.locator("#upload-status")).to_contain_text("notes.txt")
     await expect(page.get_by_role("heading", name="My house")).to_be_visible()
+    await expect(page.locator("#order-hint")).not_to_contain_text("demo order")
     found = await save(page, "Download ZIP", tmp_path)
     assert sorted(found) == ["garden.jpg", "kitchen.jpg"]
     await expect(page.get_by_role("heading", name="Done: 2 images in the ZIP")).to_be_visible()

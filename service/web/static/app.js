@@ -64,8 +64,16 @@ function hideOrder() {
 }
 
 async function created(id) {
-  byId("order-id").value = id;
+  fillIn(id);
   await find(id);
+}
+
+/** Put an order's id into the field; where it is the demo order's, say so. */
+function fillIn(id) {
+  byId("order-id").value = id;
+  if (!facts.demo_order_id) return;
+  const demo = id === facts.demo_order_id ? " The demo order is filled in." : "";
+  byId("order-hint").textContent = `This is the sandbox: made-up orders, no real credits.${demo}`;
 }
 
 function orderChanged() {
@@ -181,11 +189,8 @@ byId("make-link").addEventListener("click", makeLink);
 
 const asked = new URLSearchParams(location.search).get("order");
 byId("version").textContent = `Batch image downloader ${facts.version}`;
-if (facts.demo_order_id) {
-  show(byId("sandbox-badge"));
-  byId("order-hint").textContent = `This is the sandbox: made-up orders, no real credits.${asked ? "" : " A demo order is filled in."}`;
-}
-byId("order-id").value = asked ?? facts.demo_order_id ?? "";
+show(byId("sandbox-badge"), Boolean(facts.demo_order_id));
+fillIn(asked ?? facts.demo_order_id ?? "");
 await attempt(() => session.refresh());
 if (!facts.api_key_configured) {
   say(make("div", { className: "notice", role: "status" }, make("strong", {}, "The service has no API key"),
