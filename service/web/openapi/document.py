@@ -24,7 +24,8 @@ Previews are free and the default; `preview=false` fetches full quality and spen
   in a 400 (`bad-request`). Other paths are a 404 (`route-not-found`), other methods a 405 (`method-not-allowed`).
 - **Every response** has `X-Request-ID`, yours if you sent one, and headers that keep browsers safe. Nothing is to be
   cached, unless `Cache-Control` says so.
-- **HEAD** works wherever GET does. Pages of other sites need their origin in `ALLOWED_ORIGINS`.
+- **HEAD** works wherever GET does, but for the events of a download. Pages of other sites need their origin
+  in `ALLOWED_ORIGINS`.
 """
 _TAGS = {
     "Orders": "Look at an order, download it, hand on a link to it.",
