@@ -26,7 +26,7 @@ import structlog
 from service.archive.naming import entry_name
 from service.archive.plan import ArchivePlan, ManifestMode, OnError, PlannedImage
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, manifest_json, report_text
-from service.archive.writer import ArchiveWriter, EntrySizeMismatch
+from service.archive.writer import ArchiveWriter, EntrySizeMismatch, Parts
 from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, ImageMissing, NothingToDeliver
 from service.model import UPSTREAM_REASONS, DownloadEvent, Entry, Failure, Image, ImageOptions, Opened, Outcome, Reason
 from service.readahead import Budget, ConnectionShare, Download, ReadAhead, Slot
@@ -112,6 +112,7 @@ class ArchiveStream:
         self._begun = False
         self._first: PlannedSlot | None = None
         self._waiting_since: float | None = None
+        self._framing: list[bytes] = []  # what belongs between images, and goes along with the next one's bytes
         self.outcomes: list[Outcome] = []
         self.rollbacks = 0
         self.upstream_blocked_seconds = 0.0
@@ -185,8 +186,8 @@ class ArchiveStream:
             raise NothingToDeliver("Not one image of the order could be downloaded.", self.outcomes)
         self._begun = True
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield the archive's bytes in order, after ``begin``.
+    async def pieces(self) -> AsyncGenerator[Parts, None]:
+        """Yield the archive's bytes in order, after ``begin``: the parts of each piece want to be sent together.
 
         Raises:
             ArchiveBroken: an image failed and the caller wants all or nothing.
@@ -196,9 +197,20 @@ class ArchiveStream:
             async with aclosing(self._entry(slot)) as pieces:
                 async for piece in pieces:
                     yield piece
-            slot = await self._next()
-        for piece in self._ending():
-            yield piece
+            slot = self._ahead.next_nowait()
+            if slot is None:
+                if self._framing:  # an image's end does not wait for the next one
+                    yield self._with_framing(())
+                slot = await self._next()
+        for ending in self._ending():
+            yield self._with_framing((ending,))
+
+    def _with_framing(self, parts: Parts) -> Parts:
+        framing = self._framing
+        if not framing:
+            return parts
+        self._framing = []
+        return *framing, *parts
 
     async def _next_with_bytes(self) -> PlannedSlot | None:
         """Pass over what failed before its first byte."""
@@ -224,7 +236,7 @@ class ArchiveStream:
             self.upstream_blocked_seconds += time.monotonic() - self._waiting_since
             self._waiting_since = None
 
-    async def _entry(self, slot: PlannedSlot) -> AsyncGenerator[bytes, None]:
+    async def _entry(self, slot: PlannedSlot) -> AsyncGenerator[Parts, None]:
         """Write one image, or roll it back and record why it is missing."""
         digest = hashlib.sha256() if self._plan.options.manifest is ManifestMode.ALWAYS else None
         opened = False
@@ -236,23 +248,24 @@ class ArchiveStream:
                     if isinstance(event, bytes):
                         if digest is not None:
                             digest.update(event)
-                        yield self._writer.write(event)
+                        yield self._with_framing(self._writer.write(event))
                     elif isinstance(event, Opened):
                         if opened:
                             self._roll_back(slot, "a new copy begins")
                             digest = hashlib.sha256() if digest is not None else None
                         opened = True
                         self._writing(slot.item.position)
-                        yield self._writer.open_entry(entry_name(slot.item.stem, event.extension), event.size)
+                        name = entry_name(slot.item.stem, event.extension)
+                        self._framing.append(self._writer.open_entry(name, event.size))
                     self._wait_begins()
-            entry, descriptor = self._writer.close_entry()
+            entry, end = self._writer.close_entry()
         except ImageFailed as error:
             failure = error.failure
         except EntrySizeMismatch as error:
             failure = Failure(error.reason, str(error))
         else:
             self._wait_ends()
-            yield descriptor
+            self._framing.append(end)
             sha256 = digest.hexdigest() if digest is not None else None
             self._record(self._outcome(slot, entry=entry, sha256=sha256))
             return

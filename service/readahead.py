@@ -146,7 +146,12 @@ class Slot(Generic[ItemT]):
     """Where one download's events wait for the archive. One task puts, one reader iterates."""
 
     def __init__(
-        self, item: ItemT, download: Download, budgets: Iterable[Budget], on_change: Callable[[], None]
+        self,
+        item: ItemT,
+        download: Download,
+        budgets: Iterable[Budget],
+        on_change: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.item = item
         self.download = download
@@ -161,6 +166,7 @@ class Slot(Generic[ItemT]):
         self._waiting_bytes = 0
         self._room_asked: asyncio.Future[bool] | None = None
         self._moved: asyncio.Future[None] | None = None
+        self._loop = loop
 
     async def put(self, event: DownloadEvent) -> None:
         """Take an event in, waiting for room."""
@@ -259,7 +265,7 @@ class Slot(Generic[ItemT]):
 
     async def _wait_for_move(self) -> None:
         # The task waits only while events are there, the reader only while none is: never both at once.
-        self._moved = asyncio.get_running_loop().create_future()
+        self._moved = self._loop.create_future()
         await self._moved
 
     def _wake(self) -> None:
@@ -294,6 +300,7 @@ class ReadAhead(Generic[ItemT]):
         self._running: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._more_may_come = False
+        self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
         """Start the first downloads."""
@@ -320,19 +327,24 @@ class ReadAhead(Generic[ItemT]):
         This is the end of the slot before: if it was not read to its end, its download is stopped. ``None`` when
         there are no more.
         """
-        self._drop_head()
-        while True:
-            for index, slot in enumerate(self._slots):
-                if slot.ready or slot.ended:
-                    del self._slots[index]
-                    slot.claim()
-                    self._head = slot
-                    return slot
+        while (slot := self.next_nowait()) is None:
             # The last one running may be a stopped head that has not let go yet: the next starts when it has.
             if not self._slots and not self._items and not self._more_may_come:
                 return None
             self._changed.clear()
             await self._changed.wait()
+        return slot
+
+    def next_nowait(self) -> Slot[ItemT] | None:
+        """Do as ``next`` does, but return ``None`` if there is none at the moment."""
+        self._drop_head()
+        for index, slot in enumerate(self._slots):
+            if slot.ready or slot.ended:
+                del self._slots[index]
+                slot.claim()
+                self._head = slot
+                return slot
+        return None
 
     def expect_more(self) -> None:
         """Keep ``next`` waiting for items that are added later, until ``no_more``."""
@@ -362,9 +374,9 @@ class ReadAhead(Generic[ItemT]):
     def _fill(self) -> None:
         while self._items and len(self._running) < min(self._in_flight, self._connections.of_each()):
             item = self._items.popleft()
-            slot = Slot(item, self._start(item), self._budgets, self._changed.set)
+            slot = Slot(item, self._start(item), self._budgets, self._changed.set, self._loop)
             self._slots.append(slot)
-            slot.task = task = asyncio.create_task(_pump(slot))
+            slot.task = task = self._loop.create_task(_pump(slot))
             self._running.add(task)
             task.add_done_callback(functools.partial(self._on_done, slot))
 

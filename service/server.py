@@ -17,6 +17,7 @@ import structlog
 from aiohttp import web
 
 from service.app import create_app, create_ops_app
+from service.process import collect_less_often, keep_heap
 from service.settings import Settings
 from service.web.connection import ClientConnection
 from service.web.services import SERVICES
@@ -79,6 +80,7 @@ async def _ops_served(app: web.Application, settings: Settings) -> AsyncIterator
 
 async def serve(settings: Settings, *, demo_order_id: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
+    keep_heap()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -86,6 +88,7 @@ async def serve(settings: Settings, *, demo_order_id: str | None = None) -> None
     if settings.autoenhance_api_key is None:
         log.warning("service.not_configured", detail="AUTOENHANCE_API_KEY is not set; orders are answered with 503")
     async with running(settings, demo_order_id=demo_order_id):
+        collect_less_often()
         await stop.wait()
 
 

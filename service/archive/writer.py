@@ -50,10 +50,14 @@ _ZIP64_SIZE: Final = 4
 # Deflate's stored blocks (RFC 1951 section 3.2.4): type and padding to the byte, length, its complement; the data.
 _BLOCK_HEADER: Final = struct.Struct("<BHH")
 _LARGEST_BLOCK: Final = 0xFFFF
+_FULL_BLOCK: Final = _BLOCK_HEADER.pack(0, _LARGEST_BLOCK, 0)
 _LAST_BLOCK: Final = _BLOCK_HEADER.pack(1, 0, 0xFFFF)
 
 # Names that zipstream-ng takes as they are: nothing in them that it would drop, replace or encode.
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ ().-]{0,200}")
+
+# What is to be sent, in parts that lie where they are: whoever sends them joins them once, or not at all.
+Parts = tuple[bytes | memoryview, ...]
 
 # The generator polynomial of CRC-32, reflected (ISO 3309; APPNOTE 4.4.7).
 _POLYNOMIAL: Final = 0xEDB88320
@@ -110,8 +114,8 @@ class _State(Enum):
 class ArchiveWriter:
     """Turns entries into the bytes of one ZIP archive: open, write …, close or roll back, and finish at the end.
 
-    Every method returns the bytes to send next; they must reach the client in that order. What was sent of an
-    entry that is rolled back stays in the stream, but no central directory record points at it, so unzip programs
+    Every method returns what to send next, ``write`` in parts; it must reach the client in that order. What was sent
+    of an entry that is rolled back stays in the stream, but no central directory record points at it, so unzip programs
     do not see it, and its name is free again. One exception is known: 7-Zip shows rolled-back entries at the very
     beginning of an archive as files, so the first entry should be the one that is least likely to break.
 
@@ -167,8 +171,8 @@ class ArchiveWriter:
         self._zip64 = _has_extra_field(header)
         return self._sent(self._settled() + (_deflated_header(header) if self._in_blocks else header))
 
-    def write(self, chunk: bytes) -> bytes:
-        """Return what to send for ``chunk``, all of it: the very same object, or whole blocks that hold it.
+    def write(self, chunk: bytes) -> Parts:
+        """Return what to send for ``chunk``, all of it: the very same object, or whole blocks made of it.
 
         Raises:
             EntrySizeMismatch: the chunk is more than the promise leaves room for; it was not taken.
@@ -176,14 +180,16 @@ class ArchiveWriter:
         self._open_framing()
         if self._promised is not None and self._written + len(chunk) > self._promised:
             raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} has more than {self._promised} bytes")
-        data = _blocks(chunk) if self._in_blocks else chunk
-        packed = self._packed + len(data)
+        parts = _blocks(chunk) if self._in_blocks else (chunk,)
+        size = len(chunk) + len(parts) // 2 * _BLOCK_HEADER.size
+        packed = self._packed + size
         if not self._zip64 and packed + len(self._end_of_data) > LARGEST_WITHOUT_ZIP64:
             raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} outgrows {LARGEST_WITHOUT_ZIP64} bytes")
         self._written += len(chunk)
         self._packed = packed
         self._crc32 = isal_zlib.crc32(chunk, self._crc32)
-        return self._sent(data)
+        self._bytes_out += size
+        return parts
 
     def close_entry(self) -> tuple[Entry, bytes]:
         """Complete the open entry and return it with the bytes that end it.
@@ -218,7 +224,7 @@ class ArchiveWriter:
         header = self.open_entry(name, len(data))
         body = self.write(data)
         _, end = self.close_entry()
-        return b"".join((header, body, end))
+        return b"".join((header, *body, end))
 
     def finish(self) -> Iterator[bytes]:
         """End the archive: return its central directory and end records in pieces of bounded size."""
@@ -286,10 +292,21 @@ class ArchiveWriter:
 def _bytes_with_crc32(crc32: int) -> bytes:
     """Return the four bytes whose CRC-32 is the given one: the register run backwards over 32 bits."""
     register = crc32 ^ _ALL_ONES
-    for _ in range(32):
+    for _ in range(4):
+        register = (register << 8 & _ALL_ONES) ^ _BACKWARDS[register >> 24]
+    return (register ^ _ALL_ONES).to_bytes(4, "little")
+
+
+def _byte_backwards(high_byte: int) -> int:
+    """Return what running the register backwards over 8 bits makes of its highest byte."""
+    register = high_byte << 24
+    for _ in range(8):
         high = register >> 31
         register = ((register ^ (_POLYNOMIAL * high)) << 1 & _ALL_ONES) | high
-    return (register ^ _ALL_ONES).to_bytes(4, "little")
+    return register
+
+
+_BACKWARDS: Final = tuple(map(_byte_backwards, range(256)))
 
 
 def _check_name(name: str) -> None:
@@ -307,14 +324,18 @@ def _check_name(name: str) -> None:
         raise EntryNameError(f"{name[:100]!r} would become {stands_as!r}")
 
 
-def _blocks(chunk: bytes) -> bytes:
-    """Return the blocks that hold a chunk as it is; more may follow, or the last block."""
+def _blocks(chunk: bytes) -> Parts:
+    """Return the blocks that hold a chunk as it is, each as its header and its data; more may follow, or the last."""
+    size = len(chunk)
+    if size <= _LARGEST_BLOCK:
+        return (_BLOCK_HEADER.pack(0, size, size ^ 0xFFFF), chunk) if chunk else ()
+    parts: list[bytes | memoryview] = []
     view = memoryview(chunk)
-    pieces: list[bytes | memoryview] = []
-    for start in range(0, len(chunk), _LARGEST_BLOCK):
-        piece = view[start : start + _LARGEST_BLOCK]
-        pieces += (_BLOCK_HEADER.pack(0, len(piece), len(piece) ^ 0xFFFF), piece)
-    return b"".join(pieces)
+    for start in range(0, size - size % _LARGEST_BLOCK, _LARGEST_BLOCK):
+        parts += (_FULL_BLOCK, view[start : start + _LARGEST_BLOCK])
+    if rest := size % _LARGEST_BLOCK:
+        parts += (_BLOCK_HEADER.pack(0, rest, rest ^ 0xFFFF), view[-rest:])
+    return tuple(parts)
 
 
 def _has_extra_field(header: bytes) -> bool:

@@ -55,14 +55,21 @@ def question(url: URL, headers: Mapping[str, str]) -> bytes:
 class Exchange(asyncio.Protocol):
     """The answer to one question; ``ask`` first, then ``read`` until it returns nothing, or ``close``."""
 
-    def __init__(self, connection: aiohttp.connector.Connection, url: URL, *, silence_seconds: float) -> None:
+    def __init__(
+        self,
+        connection: aiohttp.connector.Connection,
+        url: URL,
+        *,
+        silence_seconds: float,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         transport, owner = connection.transport, connection.protocol
         if transport is None or owner is None:
             raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the connection broke"))
         self.url = url
         self.status = 0
         self.headers: CIMultiDict[str] = CIMultiDict()
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._connection = connection
         self._transport: asyncio.Transport = transport
         self._pooled: asyncio.Protocol = owner  # aiohttp's, which has the connection before and after
@@ -70,8 +77,8 @@ class Exchange(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._waiting_since: float | None = None
-        self._head: bytearray | None = bytearray()  # None once it is complete
-        self._parser = HttpResponseParser(self)
+        self._head: bytes | None = b""  # None once it is complete
+        self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._message_ended = False  # llhttp says so
         self._chunked = False
         self._left: int | None = None  # bytes of a body of known length
@@ -183,30 +190,31 @@ class Exchange(asyncio.Protocol):
         """Take note of the end."""
         self._message_ended = True
 
-    def _read_head(self, received: bytearray) -> None:
-        while (end := received.find(_HEAD_END)) >= 0:
-            head, rest = bytes(received[: end + len(_HEAD_END)]), bytes(received[end + len(_HEAD_END) :])
+    def _read_head(self, received: bytes) -> None:
+        parser = self._parser
+        while parser is not None and (end := received.find(_HEAD_END)) >= 0:
+            head, rest = received[: end + len(_HEAD_END)], received[end + len(_HEAD_END) :]
             try:
-                self._parser.feed_data(head)
+                parser.feed_data(head)
             except HttpParserError:  # also an upgrade that nobody asked for
                 self._fail(Failure(Reason.CONNECTION_LOST, "the answer is not HTTP"))
                 return
-            self.status = self._parser.get_status_code()
+            self.status = parser.get_status_code()
             if self.status >= HTTPStatus.OK:
-                self._begin_body(rest)
+                self._begin_body(parser, rest)
                 return
             # An interim answer (RFC 9110 section 15.2): the one that counts comes behind it.
-            del received[: end + len(_HEAD_END)]
+            self._head = received = rest
             self.headers.clear()
             self._message_ended = False
-            self._parser = HttpResponseParser(self)
+            self._parser = parser = HttpResponseParser(self)
         if len(received) > MAX_HEAD_BYTES:
             self._fail(Failure(Reason.CONNECTION_LOST, "the head of the answer is too large"))
 
-    def _begin_body(self, rest: bytes) -> None:
+    def _begin_body(self, parser: HttpResponseParser, rest: bytes) -> None:
         """Decide how the body ends (RFC 9112 section 6.3; llhttp has refused what is ambiguous)."""
         self._head = None
-        self._reusable = self._parser.should_keep_alive()
+        self._reusable = parser.should_keep_alive()
         coding = self.headers.get("Transfer-Encoding")
         if self._message_ended:  # no body by definition, or of no length
             self._reusable = self._reusable and not rest
@@ -224,8 +232,8 @@ class Exchange(asyncio.Protocol):
     def _take(self, data: bytes) -> None:
         if self._ended or self._failure is not None:
             self._reusable = False
-        elif self._chunked:
-            self._take_chunks(data)
+        elif self._chunked and self._parser is not None:
+            self._take_chunks(self._parser, data)
         elif self._left is None:
             self._deliver(data)
         else:
@@ -237,9 +245,9 @@ class Exchange(asyncio.Protocol):
             if not self._left:
                 self._end()
 
-    def _take_chunks(self, data: bytes) -> None:
+    def _take_chunks(self, parser: HttpResponseParser, data: bytes) -> None:
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except HttpParserError:
             self._reusable = False
             if not self._message_ended:
@@ -273,6 +281,7 @@ class Exchange(asyncio.Protocol):
         self._hand_back()
 
     def _hand_back(self) -> None:
+        self._parser = None  # it refers back to us, and cycles wait for the garbage collector
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

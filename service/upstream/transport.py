@@ -105,7 +105,7 @@ def open_session(*, allow_private: bool, connect_timeout_seconds: float) -> aioh
     )
     return aiohttp.ClientSession(
         connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds),
+        timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_seconds),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
@@ -140,6 +140,7 @@ class Transport:
         self._silence_seconds = silence_seconds
         self._metrics = metrics or Metrics()
         self._breaker = breaker or Breaker(time.monotonic)
+        self._loop = asyncio.get_running_loop()
         self._origins: dict[tuple[str, str | None, int | None], aiohttp.ClientRequest] = {}
 
     def is_api(self, url: URL) -> bool:
@@ -255,7 +256,8 @@ class Transport:
 
     async def _ask(self, url: URL, headers: Mapping[str, str]) -> Exchange:
         asked = question(url, {**COMMON_HEADERS, **headers})
-        answer = Exchange(await self._timed(self._connect(url)), url, silence_seconds=self._silence_seconds)
+        connection = await self._connect(url)
+        answer = Exchange(connection, url, silence_seconds=self._silence_seconds, loop=self._loop)
         try:
             await answer.ask(asked)
         except asyncio.CancelledError:
@@ -264,22 +266,36 @@ class Transport:
         return answer
 
     async def _connect(self, url: URL) -> aiohttp.connector.Connection:
-        """Return a connection to the URL's origin, a pooled one if there is one."""
-        connector, origin = self._session.connector, (url.scheme, url.raw_host, url.port)
-        if connector is None:
-            raise aiohttp.ClientConnectionError("the session is closed")
+        """Return a connection to the URL's origin, a pooled one if there is one; the session bounds the time it takes.
+
+        Raises:
+            AttemptFailed: there is none, or it is refused.
+        """
+        connector = self._session.connector
+        try:
+            wanted = self._wanted(url)
+            while connector is not None:
+                connection = await connector.connect(wanted, [], self._session.timeout)
+                if connection.protocol is not None and not connection.protocol.should_close:
+                    return connection
+                connection.close()  # something came on it while nothing was asked: it is out of step
+        except (aiohttp.ClientConnectorError, TimeoutError) as error:
+            raise AttemptFailed(_connect_failure(error)) from error
+        except aiohttp.InvalidURL as error:
+            raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, "a redirect to an invalid address")) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the connection broke")) from error
+        raise AttemptFailed(Failure(Reason.CONNECTION_FAILED, "the service is stopping"))
+
+    def _wanted(self, url: URL) -> aiohttp.ClientRequest:
+        """Return what asks aiohttp's pool for a connection to the URL's origin."""
+        origin = url.scheme, url.raw_host, url.port
         wanted = self._origins.get(origin)
         if wanted is None:
             if len(self._origins) >= MAX_ORIGINS:
                 self._origins.clear()
-            wanted = self._origins[origin] = aiohttp.ClientRequest(
-                "GET", url, loop=asyncio.get_running_loop(), session=self._session
-            )
-        while True:
-            connection = await connector.connect(wanted, [], self._session.timeout)
-            if connection.protocol is not None and not connection.protocol.should_close:
-                return connection
-            connection.close()  # something came on it while nothing was asked: it is out of step
+            wanted = self._origins[origin] = aiohttp.ClientRequest("GET", url, loop=self._loop, session=self._session)
+        return wanted
 
     def _slow_down(self, headers: Mapping[str, str]) -> None:
         pause_seconds = self._politeness.slow_down(retry_after_seconds(headers))
@@ -331,8 +347,8 @@ def hop_of(hops: int, *, is_api: bool, status: int | None) -> Hop:
     return Hop.ASSET if is_api or status in REDIRECT_STATUSES else Hop.STORAGE
 
 
-def _connect_failure(error: aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) -> Failure:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
+def _connect_failure(error: aiohttp.ClientConnectorError | TimeoutError) -> Failure:
+    if isinstance(error, TimeoutError):
         return Failure(Reason.TIMEOUT, "no connection to the upstream in time")
     if isinstance(error.os_error, AddressRefused):
         return Failure(Reason.REDIRECT_REFUSED, str(error.os_error))

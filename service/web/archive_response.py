@@ -10,7 +10,7 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from aiohttp import HttpVersion11, web
@@ -42,20 +42,34 @@ class ArchiveResponse(web.StreamResponse):
         # Seconds in which the archive had bytes to send and the client took none fast enough.
         self.blocked_seconds = 0.0
 
-    async def send(self, piece: bytes) -> None:
-        """Write a piece and wait until the client has taken enough for the next one.
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the headers; what follows is written past aiohttp's writer, which would copy every piece once more."""
+        writer = await super().prepare(request)
+        if writer is not None:
+            writer.send_headers()
+        return writer
+
+    async def send(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Write the parts of a piece as one chunk, and wait until the client has taken enough for the next piece.
 
         Raises:
             ClientStalled: the client took nothing for too long.
             ConnectionResetError: the client has gone.
         """
         writer, transport = self._payload_writer, self._transport
-        if writer is None or transport is None:
+        if writer is None or transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        await self._write(writer, transport, piece)
+        size = sum(map(len, parts))
+        if not size:
+            return  # a chunk of no bytes would be the end of the body
+        if _in_chunks(writer):  # RFC 9112 section 7.1
+            parts = (b"%x\r\n" % size, *parts, b"\r\n")
+        await self._write(writer, transport, parts)
 
-    async def _write(self, writer: AbstractStreamWriter, transport: asyncio.Transport, data: bytes) -> None:
-        await writer.write(data, drain=False)  # type: ignore[call-arg]  # the concrete writer's, as is ``chunked``
+    async def _write(
+        self, writer: AbstractStreamWriter, transport: asyncio.Transport, parts: Sequence[bytes | memoryview]
+    ) -> None:
+        transport.writelines(parts)
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
             started = time.monotonic()
             try:
@@ -114,15 +128,16 @@ class ArchiveResponse(web.StreamResponse):
             # aiohttp ends every response it is given back; this one must stay open-ended.
             raise ConnectionResetError("the response was broken off")
         writer, transport = self._payload_writer, self._transport
-        # ``chunked`` belongs to the concrete writer, not to its abstract base.
-        if writer is not None and transport is not None and getattr(writer, "chunked", False) and not self._eof_sent:
-            if data:
-                await self._write(writer, transport, data)
+        if writer is not None and transport is not None and _in_chunks(writer) and not self._eof_sent:
             fields = "".join(f"{name}: {value}\r\n" for name, value in self._trailers().items())
             writer.chunked = False  # type: ignore[attr-defined]  # we end the body ourselves: no second last chunk
-            await self._write(writer, transport, f"0\r\n{fields}\r\n".encode("latin-1"))
-            data = b""
+            await self._write(writer, transport, [f"0\r\n{fields}\r\n".encode("latin-1")])
         await super().write_eof(data)
+
+
+def _in_chunks(writer: AbstractStreamWriter) -> bool:
+    # The concrete writer's, not the abstract base's; HTTP/1.0 has no chunks.
+    return bool(getattr(writer, "chunked", False))
 
 
 def _untaken_bytes(transport: asyncio.Transport) -> int:

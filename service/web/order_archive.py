@@ -186,8 +186,8 @@ class _Download:
                 response = await self._start_response()
                 self._record.begun(response)
                 async with aclosing(stream.pieces()) as pieces:
-                    async for piece in pieces:
-                        await response.send(piece)
+                    async for parts in pieces:
+                        await response.send(parts)
                 await response.write_eof()
         return response
 

@@ -41,9 +41,9 @@ class Server:
     pid: int
 
     def cpu_seconds(self) -> float:
-        """Return user and system time of the process so far (proc(5), fields 14 and 15)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Return the time that the process's threads have run so far (proc(5), schedstat: in nanoseconds)."""
+        threads = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
+        return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
 
     def memory_bytes(self, field: str) -> int:
         """Return ``VmRSS`` (now) or ``VmHWM`` (the most so far)."""
