@@ -181,7 +181,7 @@ class ArchiveWriter:
         if self._promised is not None and self._written + len(chunk) > self._promised:
             raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} has more than {self._promised} bytes")
         parts = _blocks(chunk) if self._in_blocks else (chunk,)
-        size = len(chunk) + len(parts) // 2 * _BLOCK_HEADER.size
+        size = sum(map(len, parts))
         packed = self._packed + size
         if not self._zip64 and packed + len(self._end_of_data) > LARGEST_WITHOUT_ZIP64:
             raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} outgrows {LARGEST_WITHOUT_ZIP64} bytes")

@@ -1,12 +1,13 @@
 """What the service asks of the Autoenhance API: an order, and its images as streams."""
 
 import asyncio
+import functools
 import itertools
 import random
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import structlog
 from yarl import URL
@@ -76,7 +77,7 @@ class UpstreamClient:
         """Return the download of an image, which starts when it is iterated."""
         return ImageDownload(
             self._transport,
-            self._url("images", image.image_id, "enhanced").with_query(_query(options)),
+            self._url("images", image.image_id, "enhanced", query=_query(options)),
             _image_headers(options),
             self._policy,
             image_id=image.image_id,
@@ -106,13 +107,14 @@ class UpstreamClient:
                     raise PayloadError("the answer is too large")
             return bytes(payload)
 
-    def _url(self, *segments: str) -> URL:
+    def _url(self, *segments: str, query: str = "") -> URL:
         # Ids are data: whatever they hold, they stay one segment of the path.
         path = "/".join(quote(segment, safe="") for segment in segments)
-        return URL(f"{self._api_base}/{path}", encoded=True)
+        return URL(f"{self._api_base}/{path}{query}", encoded=True)
 
 
-def _query(options: ImageOptions) -> dict[str, str]:
+@functools.lru_cache(maxsize=256)  # the same for every image of an archive
+def _query(options: ImageOptions) -> str:
     """``preview`` is always said: the API's default may change, and full quality costs money."""
     values = {
         "preview": options.preview,
@@ -123,11 +125,12 @@ def _query(options: ImageOptions) -> dict[str, str]:
         "watermark": options.watermark,
         "finetune": options.finetune,
     }
-    return {
+    said = {
         name: str(value).lower() if isinstance(value, bool) else f"{value}"
         for name, value in values.items()
         if value is not None
     }
+    return f"?{urlencode(said)}"
 
 
 def _image_headers(options: ImageOptions) -> Mapping[str, str]:

@@ -58,7 +58,7 @@ class ImageDownload:
         self._headers = headers
         self._policy = policy
         self._metrics = metrics
-        self._log = log.bind(image_id=image_id)
+        self._image_id = image_id
         self._received = Received()
         self._format: ImageFormat | None = None
         self._head = b""
@@ -106,8 +106,9 @@ class ImageDownload:
             raise ImageFailed(error.failure) from error
         pause_seconds = rules.backoff_seconds(max(1, self._tries), error.retry_after_seconds, random.random())
         self._metrics.image_retries.labels(error.failure.reason.value).inc()
-        self._log.info(
+        log.info(
             "image.retried",
+            image_id=self._image_id,
             reason=error.failure.reason.value,
             detail=error.failure.detail,
             attempt=self.attempts,
@@ -137,7 +138,12 @@ class ImageDownload:
     def _note_resume(self, answer: Answer) -> None:
         method = ResumeMethod.REPLAY if answer is Answer.REPLAY else ResumeMethod.RANGE
         self._metrics.image_resumes.labels(method.value).inc()
-        self._log.info("image.resumed", method=method.value, received_bytes=self._received.count)
+        log.info(
+            "image.resumed",
+            image_id=self._image_id,
+            method=method.value,
+            received_bytes=self._received.count,
+        )
 
     def _read_answer(self, response: Exchange) -> Answer:
         """Decide what the answer is worth before any of its body is read."""

@@ -44,12 +44,12 @@ def question(url: URL, headers: Mapping[str, str]) -> bytes:
     """
     # What no address may hold is encoded, so that a redirect can neither end the line nor break it in three.
     target = quote(url.raw_path_qs, safe=string.punctuation)
-    fields = [f"GET {target} HTTP/1.1", f"Host: {url.host_port_subcomponent}"]
-    fields += [f"{name}: {value}" for name, value in headers.items()]
-    text = "\r\n".join(fields)
-    if text.count("\n") >= len(fields) or text.count("\r") >= len(fields):
+    lines = [f"GET {target} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+    text = "".join(lines)
+    if not len(lines) + 1 == text.count("\n") == text.count("\r"):
         raise ValueError("a header value with a line break")
-    return f"{text}\r\n\r\n".encode()
+    return f"{text}\r\n".encode()
 
 
 class Exchange(asyncio.Protocol):
@@ -109,9 +109,9 @@ class Exchange(asyncio.Protocol):
         self._transport.set_protocol(self)
         self._transport.write(asked)
         self._timer = self._loop.call_later(self._silence_seconds, self._check_silence)
-        while self._head is not None and self._failure is None:
+        while self._head is not None:
+            self._raise_failure()
             await self._wait()
-        self._raise_failure()
 
     async def read(self) -> bytes:
         """Return the next bytes of the body, or ``b""`` at its clean end.

@@ -39,6 +39,7 @@ class ArchiveResponse(web.StreamResponse):
         self._trailers = trailers
         self._stall_seconds = stall_seconds
         self._broken = False
+        self._stalled = False
         # Seconds in which the archive had bytes to send and the client took none fast enough.
         self.blocked_seconds = 0.0
 
@@ -100,6 +101,7 @@ class ArchiveResponse(web.StreamResponse):
             async with limit:
                 await writer.drain()
         except TimeoutError:
+            self._stalled = True
             raise ClientStalled(f"the client has taken nothing for {self._stall_seconds:g} s") from None
         finally:
             timer.cancel()
@@ -112,13 +114,15 @@ class ArchiveResponse(web.StreamResponse):
         """End the connection so that the caller cannot take what it has for a whole archive.
 
         A chunked body without its last chunk is recognised as cut (curl exits 18). Over HTTP/1.0 a closed
-        connection is a clean end, so there the connection is reset.
+        connection is a clean end, so there the connection is reset. So is that of a client that takes nothing: what
+        the kernel still holds for it would keep the end from it, for as long as the kernel has patience.
         """
         self._broken = True
         transport = request.transport
         if transport is None:
             return
-        if request.version < HttpVersion11 and (sock := transport.get_extra_info("socket")) is not None:
+        reset = self._stalled or request.version < HttpVersion11
+        if reset and (sock := transport.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
 

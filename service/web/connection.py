@@ -89,8 +89,9 @@ def _bound_silence(transport: asyncio.BaseTransport, seconds: float) -> None:
     """Let the kernel give a client up that acknowledges nothing (tcp(7), TCP_USER_TIMEOUT; Linux only).
 
     What a response has left for the kernel to send is out of our sight: without this, a client whose line is dead holds
-    its connection for a quarter of an hour. Twice the limit, so that where we see the stall, we are first.
+    its connection for a quarter of an hour. Where we see a stall, within twice the limit, we are to be first: we tell
+    the client, and the kernel does not.
     """
     sock = transport.get_extra_info("socket")
     if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(2 * seconds * 1000)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(3 * seconds * 1000)))

@@ -282,7 +282,7 @@ async def test_malformed_requests_are_counted(service: str, client: aiohttp.Clie
 async def test_the_kernel_gives_up_who_acknowledges_nothing(
     start_service: StartService, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each accepted connection carries twice the stall limit as TCP's own, for what only the kernel still has."""
+    """Each accepted connection carries three times the stall limit as TCP's own, for what only the kernel still has."""
     limits = []
     set_option = socket.socket.setsockopt
 
@@ -295,4 +295,4 @@ async def test_the_kernel_gives_up_who_acknowledges_nothing(
     service = await start_service(client_stall_seconds=7.5)
     async with client.get(f"{service}/health") as response:
         assert response.status == 200
-    assert limits == [15_000]
+    assert limits == [22_500]

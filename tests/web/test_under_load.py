@@ -5,7 +5,7 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -247,8 +247,8 @@ class Transport:
         """Return the socket, the one thing that is asked for."""
         return self._sock
 
-    def write(self, _data: bytes) -> None:
-        """Take it into the buffer; the test says how much is in there."""
+    def writelines(self, _parts: Sequence[bytes]) -> None:
+        """Take them into the buffer; the test says how much is in there."""
 
     def is_closing(self) -> bool:
         """Say that the connection is good."""
@@ -279,7 +279,7 @@ FULL = WRITE_BUFFER_BYTES + 1000
 async def test_client_that_takes_a_byte_now_and_then_is_kept() -> None:
     """Any number of stall periods may pass as long as something is taken in each."""
     transport = Transport(FULL, [0] + [1] * 500)
-    await response_to(transport).send(b"piece")
+    await response_to(transport).send([b"piece"])
     assert transport.looks == 502
 
 
@@ -287,7 +287,7 @@ async def test_client_that_stops_taking_is_given_up() -> None:
     """What a client took before does not help it in a period in which it takes nothing."""
     transport = Transport(FULL, [0, 0, 1, 1, 0, 1, 1])
     with pytest.raises(ClientStalled):
-        await response_to(transport).send(b"piece")
+        await response_to(transport).send([b"piece"])
     assert transport.looks == 5
 
 
@@ -295,16 +295,16 @@ async def test_slow_client_is_sent_more_afterwards() -> None:
     """A wait of several periods leaves the connection as good as it was."""
     transport = Transport(FULL, [0, 0, 1, 1, 1])
     response = response_to(transport)
-    await response.send(b"piece")
+    await response.send([b"piece"])
     transport.waiting_bytes = 0
-    await response.send(b"piece")
+    await response.send([b"piece"])
     await response.write_eof()
 
 
 async def test_quick_client_is_not_waited_for() -> None:
     """A piece that finds room is not drained for."""
     transport = Transport(WRITE_BUFFER_BYTES, [0] * 500)
-    await response_to(transport).send(b"piece")
+    await response_to(transport).send([b"piece"])
     assert transport.looks == 1
 
 
@@ -318,7 +318,7 @@ async def test_time_blocked_by_a_stalled_client_is_counted() -> None:
     """The time for which a client was waited for is known, also of one that was given up."""
     response = response_to(Transport(FULL, [0] * 500))
     with pytest.raises(ClientStalled):
-        await response.send(b"piece")
+        await response.send([b"piece"])
     assert response.blocked_seconds > 0
 
 
@@ -362,10 +362,10 @@ async def test_client_that_takes_from_the_kernel_is_kept() -> None:
 
     with full_connection() as (near, far):
         transport = Transport(FULL, takes(), near)
-        await response_to(transport).send(b"piece")
+        await response_to(transport).send([b"piece"])
         assert transport.looks == 5
         with pytest.raises(ClientStalled):
-            await response_to(Transport(FULL, [0] * 500, near)).send(b"piece")
+            await response_to(Transport(FULL, [0] * 500, near)).send([b"piece"])
 
 
 async def test_slow_client_gets_its_archive(

@@ -1,0 +1,319 @@
+"""One GET on one connection, against servers that send just the bytes that a test gives them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from yarl import URL
+
+from service.model import Reason
+from service.upstream.addresses import TargetRules
+from service.upstream.exchange import MAX_HEAD_BYTES, MAX_LEFTOVER_BYTES, question
+from service.upstream.politeness import Politeness
+from service.upstream.rules import AttemptFailed
+from service.upstream.transport import Transport, open_session
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
+
+
+class Upstream:
+    """A server which plays its scripts, one for each question; every connection plays on until it is closed."""
+
+    def __init__(self, scripts: Sequence[Script]) -> None:
+        self._scripts = iter(scripts)
+        self.connections = 0
+        self.asked: list[bytes] = []
+        self.sent_bytes = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take one connection."""
+        self.connections += 1
+        try:
+            while not writer.is_closing():
+                self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+                await next(self._scripts)(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+def says(*pieces: bytes, end: bool = False) -> Script:
+    """Send pieces, each by itself, and perhaps end the connection."""
+
+    async def script(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)  # so that it travels alone
+        if end:
+            writer.close()
+
+    return script
+
+
+async def silence(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Say nothing until the other side goes."""
+    await reader.read()
+
+
+async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Begin a body, and break the connection."""
+    writer.write(OK + b"Content-Length: 9\r\n\r\nhalf")
+    await writer.drain()
+    writer.transport.abort()
+
+
+@asynccontextmanager
+async def upstream_of(*scripts: Script, silence_seconds: float = 5) -> AsyncIterator[tuple[Transport, URL, Upstream]]:
+    """Start a server, and give what asks it."""
+    upstream = Upstream(scripts)
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
+    url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/image?of=1")
+    async with server, open_session(allow_private=True, connect_timeout_seconds=5) as session:
+        transport = Transport(
+            session,
+            TargetRules(url.origin(), allow_private=True),
+            politeness=Politeness(1000, clock=asyncio.get_running_loop().time),
+            api_headers={"x-api-key": "key"},
+            silence_seconds=silence_seconds,
+        )
+        yield transport, url, upstream
+
+
+async def body_of(transport: Transport, url: URL, into: bytearray | None = None) -> bytes:
+    """Return a whole body; what comes of it is put ``into`` the given array."""
+    body = bytearray() if into is None else into
+    async with transport.get(url, {}) as answer:
+        while chunk := await answer.read():
+            body += chunk
+    return bytes(body)
+
+
+ANSWERS = {
+    "length": OK + b"Content-Length: 5\r\n\r\nimage",
+    "chunks": OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nim\r\n3;x=y\r\nage\r\n0\r\nX-Trailer: 1\r\n\r\n",
+    "interim_answers": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    + OK
+    + b"Content-Length: 5\r\n\r\nimage",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+async def test_body_comes_whole_however_it_travels(answer: bytes) -> None:
+    """Wherever an answer is cut on its way, its body is the same, and its connection serves for all of them."""
+    cuts = [says(answer[:cut], answer[cut:]) for cut in range(1, len(answer))]
+    drips = says(*(answer[at : at + 1] for at in range(len(answer))))
+    async with upstream_of(*cuts, drips) as (transport, url, upstream):
+        for _ in range(len(cuts) + 1):
+            assert await body_of(transport, url) == b"image"
+    assert upstream.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        pytest.param(OK + b"\r\nimage", b"image", id="until_the_end"),
+        pytest.param(OK.replace(b"1.1", b"1.0") + b"Content-Length: 5\r\n\r\nimage", b"image", id="http_1_0"),
+        pytest.param(OK + b"Connection: close\r\nContent-Length: 5\r\n\r\nimage", b"image", id="close"),
+        pytest.param(OK + b"Content-Length: 5\r\n\r\nimage and more", b"image", id="more_than_the_length"),
+        pytest.param(OK + b"Content-Length: 0\r\n\r\nmore", b"", id="more_than_nothing"),
+        pytest.param(
+            OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nimage\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+            b"image",
+            id="an_answer_not_asked_for",
+        ),
+        pytest.param(
+            OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nimage\r\n0\r\n\r\n\0garbage", b"image", id="garbage_behind"
+        ),
+    ],
+)
+async def test_connection_that_is_out_of_step_is_not_used_again(answer: bytes, body: bytes) -> None:
+    """What comes beyond the end of an answer belongs to nobody, least of all to the next question."""
+    async with upstream_of(says(answer, end=True), says(OK + b"Content-Length: 4\r\n\r\nnext")) as (transport, url, at):
+        assert await body_of(transport, url) == body
+        assert await body_of(transport, url) == b"next"
+    assert at.connections == 2
+
+
+async def test_answer_that_nobody_asked_for_is_not_the_next_one() -> None:
+    """A connection on which something came while it was idle is closed, and another one asked."""
+    late, forged = asyncio.Event(), asyncio.Event()
+
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"Content-Length: 5\r\n\r\nimage")
+        await late.wait()
+        writer.write(OK + b"Content-Length: 6\r\n\r\nforged")
+        await writer.drain()
+        forged.set()
+        with suppress(ConnectionError):
+            await reader.read()
+
+    async with upstream_of(twice, says(OK + b"Content-Length: 4\r\n\r\nnext")) as (transport, url, upstream):
+        assert await body_of(transport, url) == b"image"
+        late.set()
+        await forged.wait()
+        for _ in range(10):  # turns of the loop in which it arrives
+            await asyncio.sleep(0)
+        assert await body_of(transport, url) == b"next"
+    assert upstream.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "received"),
+    [
+        pytest.param(says(end=True), Reason.CONNECTION_LOST, b"", id="closed_at_once"),
+        pytest.param(says(b"HTTP/1.1 200", end=True), Reason.CONNECTION_LOST, b"", id="closed_in_the_head"),
+        pytest.param(says(b"SSH-2.0-OpenSSH\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="not_http"),
+        pytest.param(says(OK + b"X: " + b"x" * MAX_HEAD_BYTES), Reason.CONNECTION_LOST, b"", id="endless_head"),
+        pytest.param(
+            says(OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            Reason.CONNECTION_LOST,
+            b"",
+            id="two_lengths",
+        ),
+        pytest.param(
+            says(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="coding"
+        ),
+        pytest.param(
+            says(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
+            Reason.CONNECTION_LOST,
+            b"",
+            id="upgrade",
+        ),
+        pytest.param(says(OK + b"Content-Length: 9\r\n\r\nhalf", end=True), Reason.TRUNCATED, b"half", id="cut"),
+        pytest.param(reset, Reason.TRUNCATED, b"half", id="reset"),
+        pytest.param(
+            says(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", end=True),
+            Reason.TRUNCATED,
+            b"half",
+            id="open",
+        ),
+        pytest.param(
+            says(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nno number\r\n"),
+            Reason.CONNECTION_LOST,
+            b"half",
+            id="broken_chunks",
+        ),
+    ],
+)
+async def test_what_is_no_whole_answer_is_a_failure(script: Script, reason: Reason, received: bytes) -> None:
+    """An answer that is not whole is never taken for one; what came of it is handed out before."""
+    async with upstream_of(script) as (transport, url, _):
+        body = bytearray()
+        with pytest.raises(AttemptFailed) as caught:
+            await body_of(transport, url, into=body)
+    assert caught.value.failure.reason is reason
+    assert body == received
+
+
+@pytest.mark.parametrize("before", [b"", OK + b"Content-Length: 9\r\n\r\nhalf"], ids=["no_answer", "in_the_body"])
+async def test_silence_is_a_time_out(before: bytes) -> None:
+    """An upstream that says nothing for too long is given up, and told so by the end of the connection."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await says(before)(reader, writer)
+        await silence(reader, writer)
+
+    async with upstream_of(script, silence_seconds=0.05) as (transport, url, _):
+        with pytest.raises(AttemptFailed) as caught:
+            await body_of(transport, url)
+    assert caught.value.failure.reason is Reason.TIMEOUT
+
+
+async def test_reader_that_does_not_read_holds_the_upstream_back_and_is_no_silence() -> None:
+    """However long nobody reads: little is held, the upstream waits, and it is not blamed for that."""
+    size = 64 * 1024 * 1024
+    body = bytes(1024 * 1024)
+    stuck = asyncio.Event()
+    sent = 0
+
+    async def large(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % size)
+        while sent < size:
+            writer.write(body)
+            drained = asyncio.ensure_future(writer.drain())
+            if not (await asyncio.wait([drained], timeout=0.2))[0]:  # ten periods of silence
+                stuck.set()
+            await drained
+            sent += len(body)
+
+    async with (
+        upstream_of(large, silence_seconds=0.02) as (transport, url, _),
+        transport.get(url, {}) as answer,
+    ):
+        await stuck.wait()
+        assert sent < size
+        received = 0
+        while chunk := await answer.read():
+            received += len(chunk)
+        assert received == size
+
+
+async def test_body_of_a_redirect_is_read_for_its_connection() -> None:
+    """A redirect's body is of no use, but a new connection costs more than a few bytes."""
+    redirect = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 5\r\n\r\nthere"
+    there = says(OK + b"Content-Length: 5\r\n\r\nimage")
+    async with upstream_of(says(redirect), there) as (transport, url, upstream):
+        assert await body_of(transport, url) == b"image"
+    assert upstream.asked[1].startswith(b"GET /there HTTP/1.1\r\n")
+    assert upstream.connections == 1
+
+
+async def test_large_body_of_a_redirect_is_not_read() -> None:
+    """A redirect with more of a body than a new connection costs loses its connection at once."""
+    ended = asyncio.Event()
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % (MAX_LEFTOVER_BYTES + 1) + b"there")
+        with suppress(ConnectionError):
+            await reader.read()
+        ended.set()
+
+    there = says(OK + b"Content-Length: 5\r\n\r\nimage")
+    async with upstream_of(redirect, there) as (transport, url, upstream):
+        assert await body_of(transport, url) == b"image"
+        await ended.wait()
+    assert upstream.connections == 2
+
+
+async def test_left_answer_ends_its_connection() -> None:
+    """Whoever leaves in mid-answer, or is cancelled while it waits for one, leaves no connection behind."""
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        with suppress(ConnectionError):
+            await reader.read()
+        ended.set()
+
+    async with upstream_of(says(OK + b"Content-Length: 9\r\n\r\nhalf"), never) as (transport, url, upstream):
+        async with transport.get(url, {}) as answer:
+            assert await answer.read() == b"half"
+        waiting = asyncio.create_task(body_of(transport, url))
+        await asked.wait()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await ended.wait()
+        assert upstream.connections == 2
+
+
+def test_question() -> None:
+    """The question is one line and its fields, whatever the address holds."""
+    url = URL("http://storage.example:8080/a%2Fb c\x01d?sig=a%2Bb&n=\u00e9", encoded=True)
+    head, *fields = question(url, {"Range": "bytes=5-", "If-Range": '"tag"'}).decode("ascii").split("\r\n")
+    assert head == "GET /a%2Fb%20c%01d?sig=a%2Bb&n=%C3%A9 HTTP/1.1"
+    assert fields == ["Host: storage.example:8080", "Range: bytes=5-", 'If-Range: "tag"', "", ""]
+
+
+@pytest.mark.parametrize("value", ["a\r\nX: y", "a\nX: y", "a\rX: y"])
+def test_header_that_would_begin_a_line_is_refused(value: str) -> None:
+    """No value can put another field, or another request, behind its own."""
+    with pytest.raises(ValueError, match="line break"):
+        question(URL("http://api.example/"), {"X-Request-ID": value})
