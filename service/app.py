@@ -18,10 +18,10 @@ from service.logs import Redactor
 from service.metrics import Metrics, watch_loop_lag
 from service.model import Order
 from service.pipeline import StreamLimits
-from service.readahead import Budget, ConnectionShare
 from service.receipts import Receipts
 from service.sentry import Report, reporting
 from service.settings import FULL_QUALITY, Settings
+from service.shares import Budget, ConnectionShare
 from service.upstream.addresses import TargetRules
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient

@@ -29,9 +29,13 @@ from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, ma
 from service.archive.writer import ArchiveWriter, EntrySizeMismatch, Parts
 from service.errors import ArchiveBroken, FirstByteTimeout, ImageFailed, ImageMissing, NothingToDeliver
 from service.model import UPSTREAM_REASONS, DownloadEvent, Entry, Failure, Image, ImageOptions, Opened, Outcome, Reason
-from service.readahead import Budget, ConnectionShare, Download, ReadAhead, Slot
+from service.readahead import Download, ReadAhead, Slot
+from service.shares import Budget, ConnectionShare
 
 log = structlog.get_logger(__name__)
+
+# Small parts that are at hand are sent together until they come to this: each write costs about 20 µs of the process.
+PIECE_BYTES = 128 * 1024
 
 PlannedSlot = Slot[PlannedImage]
 
@@ -112,7 +116,8 @@ class ArchiveStream:
         self._begun = False
         self._first: PlannedSlot | None = None
         self._waiting_since: float | None = None
-        self._framing: list[bytes] = []  # what belongs between images, and goes along with the next one's bytes
+        self._unsent: list[bytes | memoryview] = []  # made, and to be handed out with what comes next
+        self._unsent_bytes = 0
         self.outcomes: list[Outcome] = []
         self.rollbacks = 0
         self.upstream_blocked_seconds = 0.0
@@ -199,18 +204,23 @@ class ArchiveStream:
                     yield piece
             slot = self._ahead.next_nowait()
             if slot is None:
-                if self._framing:  # an image's end does not wait for the next one
-                    yield self._with_framing(())
+                if self._unsent:  # an image's end does not wait for the next one
+                    yield self._piece()
                 slot = await self._next()
         for ending in self._ending():
-            yield self._with_framing((ending,))
+            self._put(ending)
+            yield self._piece()
 
-    def _with_framing(self, parts: Parts) -> Parts:
-        framing = self._framing
-        if not framing:
-            return parts
-        self._framing = []
-        return *framing, *parts
+    def _put(self, *parts: bytes | memoryview) -> None:
+        self._unsent += parts
+        self._unsent_bytes += sum(map(len, parts))
+
+    def _piece(self) -> Parts:
+        """Return all that is unsent."""
+        parts = tuple(self._unsent)
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        return parts
 
     async def _next_with_bytes(self) -> PlannedSlot | None:
         """Pass over what failed before its first byte."""
@@ -238,7 +248,7 @@ class ArchiveStream:
 
     async def _entry(self, slot: PlannedSlot) -> AsyncGenerator[Parts, None]:
         """Write one image, or roll it back and record why it is missing."""
-        digest = hashlib.sha256() if self._plan.options.manifest is ManifestMode.ALWAYS else None
+        digest = None
         opened = False
         try:
             async with aclosing(slot.events()) as events:
@@ -246,17 +256,14 @@ class ArchiveStream:
                 async for event in events:
                     self._wait_ends()
                     if isinstance(event, bytes):
-                        if digest is not None:
-                            digest.update(event)
-                        yield self._with_framing(self._writer.write(event))
+                        self._write(event, digest)
                     elif isinstance(event, Opened):
                         if opened:
                             self._roll_back(slot, "a new copy begins")
-                            digest = hashlib.sha256() if digest is not None else None
                         opened = True
-                        self._writing(slot.item.position)
-                        name = entry_name(slot.item.stem, event.extension)
-                        self._framing.append(self._writer.open_entry(name, event.size))
+                        digest = self._open_entry(slot, event)
+                    if self._unsent and (self._unsent_bytes >= PIECE_BYTES or not slot.at_hand):
+                        yield self._piece()
                     self._wait_begins()
             entry, end = self._writer.close_entry()
         except ImageFailed as error:
@@ -265,7 +272,7 @@ class ArchiveStream:
             failure = Failure(error.reason, str(error))
         else:
             self._wait_ends()
-            self._framing.append(end)
+            self._put(end)
             sha256 = digest.hexdigest() if digest is not None else None
             self._record(self._outcome(slot, entry=entry, sha256=sha256))
             return
@@ -273,6 +280,18 @@ class ArchiveStream:
         if opened:
             self._roll_back(slot, failure.detail)
         self._record(self._outcome(slot, failure=failure))
+
+    def _open_entry(self, slot: PlannedSlot, opened: Opened) -> "hashlib._Hash | None":
+        """Begin an entry; return what sums up its data, if that is asked for."""
+        self._writing(slot.item.position)
+        name = entry_name(slot.item.stem, opened.extension)
+        self._put(self._writer.open_entry(name, opened.size))
+        return hashlib.sha256() if self._plan.options.manifest is ManifestMode.ALWAYS else None
+
+    def _write(self, chunk: bytes, digest: "hashlib._Hash | None") -> None:
+        if digest is not None:
+            digest.update(chunk)
+        self._put(*self._writer.write(chunk))
 
     def _roll_back(self, slot: PlannedSlot, why: str) -> None:
         self._writer.roll_back()

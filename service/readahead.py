@@ -17,13 +17,14 @@ always moves, whatever the others hold; it may run ``HEAD_BYTES`` ahead of its r
 
 import asyncio
 import functools
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from service.model import DownloadEvent, Interrupted, Opened
+from service.shares import Account, Budget, ConnectionShare
 
 # How far the head may run ahead of its reader: with the chunk that goes beyond it, enough that reading and writing
 # overlap; little enough not to count.
@@ -42,104 +43,6 @@ class Download(Protocol):
     def events(self) -> AsyncGenerator[DownloadEvent, None]:
         """Yield the events."""
         ...
-
-
-class Budget:
-    """A number of bytes that may be held at a time. Those who wait for room get it in the order of asking."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.held_bytes = 0
-        self._waiting: OrderedDict[asyncio.Future[bool], tuple[Account, int]] = OrderedDict()
-
-    def fits(self, size: int) -> bool:
-        """Whether ``size`` bytes are free."""
-        return self.held_bytes + size <= self.limit_bytes
-
-    def try_take(self, size: int) -> bool:
-        """Take ``size`` bytes at once if they are free and nobody waits for them."""
-        if self._waiting or not self.fits(size):
-            return False
-        self.held_bytes += size
-        return True
-
-    def ask(self, account: "Account", size: int) -> asyncio.Future[bool]:
-        """Return a future that turns true once ``size`` bytes are taken for the account.
-
-        Setting it to false withdraws the request. More than the whole budget is never granted.
-        """
-        granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if size <= self.limit_bytes:
-            self._waiting[granted] = account, size
-            self._grant()
-            if not granted.done():
-                granted.add_done_callback(self._leave_queue)
-        return granted
-
-    def give_back(self, size: int) -> None:
-        """Return bytes, and hand them to those who wait."""
-        self.held_bytes -= size
-        self._grant()
-
-    def _grant(self) -> None:
-        while self._waiting:
-            granted, (account, size) = next(iter(self._waiting.items()))
-            if not granted.done():
-                if not self.fits(size):
-                    return
-                self.held_bytes += size
-                account.held_bytes += size
-                granted.set_result(True)
-            del self._waiting[granted]
-
-    def _leave_queue(self, granted: asyncio.Future[bool]) -> None:
-        # A withdrawn request must not keep those behind it waiting, nor stay in the queue until its turn.
-        self._waiting.pop(granted, None)
-        self._grant()
-
-
-class ConnectionShare:
-    """Divides a number of downloads at a time evenly among the archives of the process.
-
-    Every archive may always have one, so each moves; the number is exceeded only if there are more archives than
-    it. When archives come and go the shares change at once, and the downloads follow as they end.
-    """
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.archives = 0
-
-    def of_each(self) -> int:
-        """Return how many downloads one archive may have in flight now."""
-        return max(1, self.total // max(1, self.archives))
-
-
-class Account:
-    """What one slot holds of a budget; closing it returns everything."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self.held_bytes = 0
-
-    def try_take(self, size: int) -> bool:
-        """Take room if it is free and nobody waits for it."""
-        taken = self._budget.try_take(size)
-        if taken:
-            self.held_bytes += size
-        return taken
-
-    def ask(self, size: int) -> asyncio.Future[bool]:
-        """Ask for room, see ``Budget.ask``."""
-        return self._budget.ask(self, size)
-
-    def give_back(self, size: int) -> None:
-        """Return part of what is held."""
-        self.held_bytes -= size
-        self._budget.give_back(size)
-
-    def close(self) -> None:
-        """Return all that is held."""
-        self.give_back(self.held_bytes)
 
 
 class Slot(Generic[ItemT]):
@@ -203,6 +106,11 @@ class Slot(Generic[ItemT]):
         self._clear()
         for account in self._accounts:
             account.close()
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the next event need not be waited for."""
+        return bool(self._events)
 
     async def events(self) -> AsyncGenerator[DownloadEvent, None]:
         """Yield the events as they come; the end means that the download is complete.
@@ -300,11 +208,11 @@ class ReadAhead(Generic[ItemT]):
         self._running: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._more_may_come = False
+        self._takes_part = False
         self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
         """Start the first downloads."""
-        self._connections.archives += 1
         self._fill()
         return self
 
@@ -312,8 +220,8 @@ class ReadAhead(Generic[ItemT]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End every download, and wait until each has let go of its connection."""
-        self._connections.archives -= 1
         self._items.clear()
+        self._take_part(busy=False)
         # First what needs no waiting: the bytes come back even if the wait below is cancelled.
         self._drop_head()
         for slot in self._slots:
@@ -371,7 +279,13 @@ class ReadAhead(Generic[ItemT]):
             self._head.close()
             self._head = None
 
+    def _take_part(self, *, busy: bool) -> None:
+        """Count among those who share the connections while there is something to fetch, not while it is waited for."""
+        self._connections.archives += busy - self._takes_part
+        self._takes_part = busy
+
     def _fill(self) -> None:
+        self._take_part(busy=bool(self._items or self._running))
         while self._items and len(self._running) < min(self._in_flight, self._connections.of_each()):
             item = self._items.popleft()
             slot = Slot(item, self._start(item), self._budgets, self._changed.set, self._loop)

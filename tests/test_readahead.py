@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from service.errors import ImageFailed
 from service.model import DownloadEvent, Failure, Interrupted, Opened, Reason
-from service.readahead import CHUNK_OVERHEAD_BYTES, HEAD_BYTES, Account, Budget, ConnectionShare, ReadAhead, Slot
+from service.readahead import CHUNK_OVERHEAD_BYTES, HEAD_BYTES, ReadAhead, Slot
+from service.shares import Account, Budget, ConnectionShare
 
 OPENED = Opened("jpg", None)
 CHUNK = b"x" * 1000
@@ -96,9 +97,10 @@ class Archive:
         self.feeds[item] = Feed()
         return self.feeds[item]
 
-    def ahead(self, *budgets: Budget, in_flight: int = 5) -> ReadAhead[str]:
+    def ahead(self, *budgets: Budget, in_flight: int = 5, connections: ConnectionShare | None = None) -> ReadAhead[str]:
         """Return the read-ahead."""
-        return ReadAhead(self.names, self.start, in_flight=in_flight, connections=ConnectionShare(64), budgets=budgets)
+        share = connections or ConnectionShare(64)
+        return ReadAhead(self.names, self.start, in_flight=in_flight, connections=share, budgets=budgets)
 
 
 async def read(slot: Slot[str]) -> list[DownloadEvent]:
@@ -122,6 +124,24 @@ def pending(wait: Coroutine[Any, Any, Any]) -> Iterator[asyncio.Task[Any]]:
 
 
 # What is started, and what is offered.
+
+
+async def test_archive_that_waits_for_images_leaves_its_connections_to_others() -> None:
+    """Who has nothing to fetch has no part of the connections, until there is something again."""
+    connections = ConnectionShare(4)
+    waiting, other = Archive("a"), Archive("abcd")
+    async with waiting.ahead(connections=connections) as idle:
+        idle.expect_more()
+        assert connections.of_each() == 4
+        waiting.feeds["a"].give(OPENED, CHUNK)
+        waiting.feeds["a"].end()
+        await read(await head_of(idle))
+        async with other.ahead(connections=connections):
+            assert list(other.feeds) == ["a", "b", "c", "d"]
+            idle.add("b")
+            assert connections.of_each() == 2
+        assert connections.of_each() == 4
+    assert connections.archives == 0
 
 
 async def test_no_more_than_allowed_are_in_flight() -> None:

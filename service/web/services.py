@@ -9,8 +9,8 @@ from aiohttp import web
 from service.errors import NotConfigured
 from service.metrics import Metrics
 from service.pipeline import StreamLimits
-from service.readahead import Budget, ConnectionShare
 from service.receipts import Receipts
+from service.shares import Budget, ConnectionShare
 from service.upstream.breaker import Breaker
 from service.upstream.client import UpstreamClient
 from service.upstream.live import LiveOrders

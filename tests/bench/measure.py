@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 GIB = 1024**3
 MIB = 1024**2
+LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,29 @@ class Server:
 
 @asynccontextmanager
 async def server_process(arguments: Sequence[str], environment: dict[str, str] | None = None) -> AsyncIterator[Server]:
-    """Start ``python ARGUMENTS``, wait for the address in its first line that has one, and end it afterwards."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, env={**os.environ, **(environment or {})}
-    )
-    assert process.stdout is not None
-    stdout = process.stdout
-    url = None
-    while url is None:
-        line = (await stdout.readline()).decode()
-        if not line:
-            raise RuntimeError("the server ended before it listened")
-        url = re.search(r"http://127\.0\.0\.1:\d+/?", line)
-    drain = asyncio.create_task(stdout.read())
-    try:
-        yield Server(url[0], process.pid)
-    finally:
-        process.terminate()
-        await process.wait()
-        await drain
+    """Start ``python ARGUMENTS``, wait for the address that it prints, and end it afterwards.
+
+    What it prints goes to a file: the reader of a pipe would take part of the time that is measured.
+    """
+    with tempfile.TemporaryFile() as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stdout=output, env={**os.environ, **(environment or {})}
+        )
+        try:
+            yield Server(await _address(process, output.fileno()), process.pid)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+
+
+async def _address(process: asyncio.subprocess.Process, output: int) -> str:
+    while process.returncode is None:
+        found = re.search(rb"http://127\.0\.0\.1:\d+/?", os.pread(output, 64 * 1024, 0))
+        if found:
+            return found[0].decode("ascii")
+        await asyncio.sleep(LOOK_SECONDS)
+    raise RuntimeError("the server ended before it listened")
 
 
 async def fetch(server: Server, path: str = "", *curl_options: str) -> Transfer:

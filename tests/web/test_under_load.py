@@ -18,9 +18,9 @@ from aiohttp.http_writer import StreamWriter
 
 from service.app import create_app
 from service.errors import ClientStalled
-from service.readahead import Account
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox, SandboxImage, SandboxOrder
 from service.settings import MIB, Settings
+from service.shares import Account
 from service.upstream import rules
 from service.web import archive_response
 from service.web.archive_response import WRITE_BUFFER_BYTES, ArchiveResponse
