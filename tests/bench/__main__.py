@@ -6,6 +6,7 @@ measured in turn, several rounds each, and medians are shown.
 
 import argparse
 import asyncio
+import functools
 import os
 import statistics
 import sys
@@ -62,23 +63,39 @@ def ratio(numerator: Sequence[Transfer], denominator: Sequence[Transfer]) -> flo
 
 
 async def against_passthrough(folder: Path, load: Load, rounds: int, name: str, **environment: str) -> list[str]:
-    """Compare an archive with a bare relay of one body of the same size."""
+    """Compare an archive with a bare relay of one body of the same size, as it comes and with the service's heap."""
     write_files(folder, load)
     async with (
         running_origin(folder) as origin,
         service(origin, **environment) as ours,
         server_process(["-m", "tests.bench.passthrough", origin.whole_url]) as relay,
+        server_process(["-m", "tests.bench.passthrough", origin.whole_url, "--keep-heap"]) as tuned_relay,
     ):
         await fetch(relay)
-        archives, bodies = await in_turn(rounds, lambda: fetch(ours, ARCHIVE), lambda: fetch(relay))
+        await fetch(tuned_relay)
+        archives, bodies, tuned = await in_turn(
+            rounds, lambda: fetch(ours, ARCHIVE), lambda: fetch(relay), lambda: fetch(tuned_relay)
+        )
         return [
             name,
             f"{median(archives, lambda one: one.bytes_per_second) / MIB:.0f} MiB/s",
             f"{median(bodies, lambda one: one.bytes_per_second) / MIB:.0f} MiB/s",
             f"{ratio(archives, bodies):.2f}",
+            f"{ratio(archives, tuned):.2f}",
             " / ".join(f"{median(one, lambda one: one.cpu_seconds_per_gib):.2f}" for one in (archives, bodies)),
             f"{ours.memory_bytes('VmHWM') / MIB:.0f} MiB",
         ]
+
+
+async def layouts(folder: Path, rounds: int) -> list[str]:
+    """Compare the two layouts of an archive."""
+    write_files(folder, LARGE_IMAGES)
+    async with running_origin(folder) as origin, service(origin) as ours:
+        streamable, stored = await in_turn(
+            rounds, *(functools.partial(fetch, ours, f"{ARCHIVE}?layout={one}") for one in ("streamable", "stored"))
+        )
+        speeds = [f"{median(one, lambda one: one.bytes_per_second) / MIB:.0f} MiB/s" for one in (streamable, stored)]
+        return ["50 x 4 MiB", *speeds, f"{ratio(streamable, stored):.2f}"]
 
 
 async def against_serial(folder: Path, rounds: int) -> list[str]:
@@ -159,7 +176,10 @@ async def run(rounds: int, *, quick: bool) -> None:
             await against_passthrough(folder, LARGE_IMAGES, rounds, "50 x 4 MiB"),
             await against_passthrough(folder, SMALL_IMAGES, rounds, "200 x 300 KB"),
         ]
-        _table(["case", "service", "pass-through", "ratio", "CPU s/GiB", "peak memory"], rows)
+        _table(
+            ["case", "service", "pass-through", "ratio", "ratio if it keeps its heap", "CPU s/GiB", "peak memory"], rows
+        )
+        _table(["layout", "streamable", "stored", "ratio"], [await layouts(folder, rounds)])
         _table(["latency", "service", "compared", "ratio"], [await against_serial(folder, rounds)])
         _table(["start", "service", "compared", "difference"], [await first_byte(folder, rounds)])
         loads = [QUARTER_GIB] if quick else [QUARTER_GIB, FOUR_GIB]

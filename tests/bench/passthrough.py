@@ -1,6 +1,7 @@
 """The ceiling of the stack: an aiohttp server that relays one body and does nothing else.
 
-Run as a process of its own: ``python -m tests.bench.passthrough URL``; prints its address.
+Run as a process of its own: ``python -m tests.bench.passthrough URL``; prints its address. With ``--keep-heap`` it
+manages its memory as the service does, which no plain relay would.
 """
 
 import asyncio
@@ -8,6 +9,8 @@ import sys
 
 import aiohttp
 from aiohttp import web
+
+from service.process import keep_heap
 
 
 async def main(url: str) -> None:
@@ -34,4 +37,6 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
+    if "--keep-heap" in sys.argv:
+        keep_heap()
     asyncio.run(main(sys.argv[1]))

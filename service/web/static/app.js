@@ -64,12 +64,12 @@ function hideOrder() {
 }
 
 async function created(id) {
-  fillIn(id);
+  prefill(id);
   await find(id);
 }
 
 /** Put an order's id into the field; where it is the demo order's, say so. */
-function fillIn(id) {
+function prefill(id) {
   byId("order-id").value = id;
   if (!facts.demo_order_id) return;
   const demo = id === facts.demo_order_id ? " The demo order is filled in." : "";
@@ -190,7 +190,7 @@ byId("make-link").addEventListener("click", makeLink);
 const asked = new URLSearchParams(location.search).get("order");
 byId("version").textContent = `Batch image downloader ${facts.version}`;
 show(byId("sandbox-badge"), Boolean(facts.demo_order_id));
-fillIn(asked ?? facts.demo_order_id ?? "");
+prefill(asked ?? facts.demo_order_id ?? "");
 await attempt(() => session.refresh());
 if (!facts.api_key_configured) {
   say(make("div", { className: "notice", role: "status" }, make("strong", {}, "The service has no API key"),
