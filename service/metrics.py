@@ -87,7 +87,7 @@ class Metrics:
         )
         self.credits_spent = self._counter(
             "batch_credits_spent",
-            "Images delivered in full quality that the order did not list as paid: our own count.",
+            "Images that the API agreed to deliver in full quality and had not listed as paid: our own count.",
         )
 
     def _make_image_metrics(self) -> None:
@@ -159,14 +159,12 @@ class Metrics:
         self.read_ahead_held.set_function(held_bytes)
         self.read_ahead_limit.set(limit_bytes)
 
-    def count_image(self, outcome: Outcome, *, spent: bool = False) -> None:
-        """Count what became of one image; ``spent`` says whether it cost a credit."""
+    def count_image(self, outcome: Outcome) -> None:
+        """Count what became of one image."""
         if outcome.entry is not None:
             self.images.labels("downloaded", "").inc()
             self.image_bytes.inc(outcome.entry.size)
             self.image_size.observe(outcome.entry.size)
-            if spent:
-                self.credits_spent.inc()
         elif outcome.failure is not None:
             self.images.labels("failed", outcome.failure.reason.value).inc()
 

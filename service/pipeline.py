@@ -43,8 +43,11 @@ PlannedSlot = Slot[PlannedImage]
 class ImageSource(Protocol):
     """Where images come from; the upstream client in the service, a list of bytes in a test."""
 
-    def open_image(self, image: Image, options: ImageOptions) -> Download:
-        """Return the download of an image; it must not start before it is read."""
+    def open_image(self, image: Image, options: ImageOptions, granted: Callable[[], None]) -> Download:
+        """Return the download of an image; it must not start before it is read.
+
+        ``granted`` is to be called once, when the upstream agrees to deliver it.
+        """
         ...
 
 
@@ -78,7 +81,8 @@ class _NoDownload:
 class ArchiveStream:
     """One archive being made. Use it as an async context manager: leaving it ends every download.
 
-    ``count`` is told each image's outcome once, ``writing`` the position of each image whose entry begins. ``outcomes``
+    ``count`` is told each image's outcome once, ``writing`` the position of each image whose entry begins, ``granted``
+    each image that the upstream agrees to deliver, whatever becomes of it then. ``outcomes``
     holds them in the order in which they became certain. ``rollbacks`` counts the entries that were begun and left out,
     ``upstream_blocked_seconds`` the time in which there was nothing to write.
     """
@@ -94,12 +98,14 @@ class ArchiveStream:
         describe: Callable[[Sequence[Outcome]], ReportContext],
         count: Callable[[Outcome], None],
         writing: Callable[[int], None] = lambda _position: None,
+        granted: Callable[[Image], None] = lambda _image: None,
     ) -> None:
         self._plan = plan
         self._limits = limits
         self._describe = describe
         self._count = count
         self._writing = writing
+        self._granted = granted
         self._writer = ArchiveWriter(plan.options.layout)
         self._source = source
         self._known_failures: dict[int, Failure] = {}
@@ -158,7 +164,7 @@ class ArchiveStream:
             failure = Failure(Reason.UPSTREAM_UNAVAILABLE, self._given_up)
         if failure is not None:
             return _NoDownload(failure)
-        return self._source.open_image(item.image, self._plan.options.image)
+        return self._source.open_image(item.image, self._plan.options.image, lambda: self._granted(item.image))
 
     @property
     def downloaded(self) -> int:

@@ -108,9 +108,13 @@ class Receipt:
         self._writing = position
         self._changed(position)
 
-    def concluded(self, outcome: Outcome, *, spent: bool) -> None:
-        """Note what became of an image, and whether it cost a credit."""
-        self._credits_spent += spent
+    def bought(self) -> None:
+        """Note that an image has cost a credit."""
+        self._credits_spent += 1
+        self._changed(ARCHIVE)
+
+    def concluded(self, outcome: Outcome) -> None:
+        """Note what became of an image."""
         self._outcomes[outcome.position] = outcome, self._now()
         self._downloaded += outcome.entry is not None
         if self._writing == outcome.position:

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -68,9 +68,10 @@ class Source:
     opened: dict[str, Scripted] = field(default_factory=dict)
     options: set[ImageOptions] = field(default_factory=set)
 
-    def open_image(self, image: Image, options: ImageOptions) -> Scripted:
-        """Return the image's download."""
+    def open_image(self, image: Image, options: ImageOptions, granted: Callable[[], None]) -> Scripted:
+        """Return the image's download, which is granted at once."""
         self.options.add(options)
+        granted()
         self.opened[image.image_id] = Scripted(self.scripts[image.image_id])
         return self.opened[image.image_id]
 

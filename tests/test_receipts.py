@@ -46,8 +46,9 @@ def test_a_receipt_tells_each_image() -> None:
     receipts = Receipts(limit=10, ttl_seconds=60)
     receipt = filed(receipts, "a", IMAGES)
     receipt.streaming()
-    receipt.concluded(outcome(0, good=True), spent=True)
-    receipt.concluded(outcome(1, good=False), spent=False)
+    receipt.concluded(outcome(0, good=True))
+    receipt.bought()
+    receipt.concluded(outcome(1, good=False))
     receipt.writing(2)
     found = receipts.find("a").snapshot()
     assert [one["state"] for one in found["images"]] == ["downloaded", "failed", "writing"]
@@ -132,7 +133,7 @@ def happen(receipt: Receipt, kind: str, position: int) -> None:
     elif kind == "end":
         receipt.end(ArchiveOutcome.PARTIAL, "timeout")
     else:
-        receipt.concluded(outcome(position % receipt.image_count, good=kind == "downloaded"), spent=position == 1)
+        receipt.concluded(outcome(position % receipt.image_count, good=kind == "downloaded"))
 
 
 @given(st.lists(HAPPENINGS, max_size=30), st.lists(HAPPENINGS, max_size=30))

@@ -22,8 +22,8 @@ class ReportContext:
     """What the report says beside the outcomes.
 
     ``parameters`` are the request's own and must fit into JSON; the ``retry_urls`` together ask for exactly the
-    missing images (several, where the ids are too many for one URL). ``credits_spent`` counts the images of the archive
-    that had to be bought.
+    missing images (several, where the ids are too many for one URL). ``credits_spent`` counts the images that
+    were bought for the archive.
     """
 
     order_id: str

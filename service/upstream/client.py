@@ -5,7 +5,7 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from urllib.parse import quote, urlencode
 
@@ -73,8 +73,13 @@ class UpstreamClient:
             self._breaker.failed()
             raise UpstreamTimeout("The order look-up took too long.") from error
 
-    def open_image(self, image: Image, options: ImageOptions) -> ImageDownload:
-        """Return the download of an image, which starts when it is iterated."""
+    def open_image(
+        self, image: Image, options: ImageOptions, granted: Callable[[], None] = lambda: None
+    ) -> ImageDownload:
+        """Return the download of an image, which starts when it is iterated.
+
+        ``granted`` is called once, when the API agrees to deliver: from then on a paid image is bought.
+        """
         return ImageDownload(
             self._transport,
             self._url("images", image.image_id, "enhanced", query=_query(options)),
@@ -82,6 +87,7 @@ class UpstreamClient:
             self._policy,
             image_id=image.image_id,
             metrics=self._metrics,
+            granted=granted,
         )
 
     async def _look_up(self, url: URL) -> bytes:

@@ -9,7 +9,7 @@ nothing but ``Received``: how much of the copy was handed on, and its CRC-32.
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -52,6 +52,7 @@ class ImageDownload:
         *,
         image_id: str,
         metrics: Metrics,
+        granted: Callable[[], None],
     ) -> None:
         self._transport = transport
         self._url = url
@@ -59,6 +60,7 @@ class ImageDownload:
         self._policy = policy
         self._metrics = metrics
         self._image_id = image_id
+        self._tell_granted: Callable[[], None] | None = granted
         self._received = Received()
         self._format: ImageFormat | None = None
         self._head = b""
@@ -119,7 +121,7 @@ class ImageDownload:
 
     async def _attempt(self) -> AsyncGenerator[DownloadEvent, None]:
         asked = {**self._headers, **rules.request_headers(self._received)}
-        async with self._transport.get(self._url, asked) as response:
+        async with self._transport.get(self._url, asked, self._note_granted) as response:
             answer = self._read_answer(response)
             if answer is Answer.FRESH:
                 chunk = await self._read_head(response)
@@ -134,6 +136,11 @@ class ImageDownload:
                 self._held_back_seconds = max(self._held_back_seconds, time.monotonic() - handed_over)
                 chunk = b""
             self._verify_end(response)
+
+    def _note_granted(self) -> None:
+        if self._tell_granted is not None:
+            self._tell_granted()
+            self._tell_granted = None
 
     def _note_resume(self, answer: Answer) -> None:
         method = ResumeMethod.REPLAY if answer is Answer.REPLAY else ResumeMethod.RANGE

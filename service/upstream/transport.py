@@ -8,7 +8,7 @@ from asking for more.
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import BinaryIO, TypeVar
@@ -148,13 +148,17 @@ class Transport:
         return self._rules.is_api(url)
 
     @asynccontextmanager
-    async def get(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[Exchange]:
+    async def get(
+        self, url: URL, headers: Mapping[str, str], granted: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Exchange]:
         """Open the answer at the end of the redirects from an API address; on leaving, let go of the connection.
+
+        ``granted`` is called when the API itself has agreed: with a success, or a redirect to where the thing is.
 
         Raises:
             AttemptFailed: no connection, no answer in time, or a redirect that is refused.
         """
-        answer = await self._follow(url, headers)
+        answer = await self._follow(url, headers, granted)
         try:
             yield answer
         finally:
@@ -213,12 +217,14 @@ class Transport:
         """
         return await self._timed(response.content.readany())
 
-    async def _follow(self, url: URL, headers: Mapping[str, str]) -> Exchange:
+    async def _follow(self, url: URL, headers: Mapping[str, str], granted: Callable[[], None]) -> Exchange:
         hops = 0
         try:
             url = self._rules.check(url)
             while True:
                 answer = await self._request(url, headers, hops)
+                if not hops and answer.status < HTTPStatus.BAD_REQUEST:
+                    granted()
                 if answer.status not in REDIRECT_STATUSES:
                     return answer
                 answer.leave()

@@ -12,7 +12,7 @@ from aiohttp import web
 from service.archive.plan import ArchivePlan
 from service.errors import ArchiveBroken, AtCapacity, ClientStalled, Draining, ServiceError, problem
 from service.metrics import Metrics
-from service.model import ArchiveOutcome, Outcome
+from service.model import ArchiveOutcome, Image, Outcome
 from service.pipeline import ArchiveStream
 from service.receipts import Receipt
 from service.web.archive_response import ArchiveResponse
@@ -62,12 +62,16 @@ class ArchiveRecord:
 
     def count(self, outcome: Outcome) -> None:
         """Count one image, and what has been sent until now: a long archive shows while it runs."""
-        bought = self._plan is not None and self._plan.options.image.spends_credits and not outcome.image.paid
-        spent = bought and outcome.entry is not None
-        self.credits_spent += spent
-        self._metrics.count_image(outcome, spent=spent)
-        self.receipt.concluded(outcome, spent=spent)
+        self._metrics.count_image(outcome)
+        self.receipt.concluded(outcome)
         self._tell_progress()
+
+    def granted(self, image: Image) -> None:
+        """Note that the API delivers an image: with full quality it is bought now, whatever becomes of it."""
+        if self._plan is not None and self._plan.options.image.spends_credits and not image.paid:
+            self.credits_spent += 1
+            self._metrics.credits_spent.inc()
+            self.receipt.bought()
 
     def __enter__(self) -> Self:
         return self

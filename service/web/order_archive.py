@@ -139,6 +139,7 @@ class _Download:
             describe=self._describe,
             count=record.count,
             writing=record.receipt.writing,
+            granted=record.granted,
         )
 
     async def run(self, first_byte_deadline: float, follower: Follower | None, wait_until: float) -> web.StreamResponse:

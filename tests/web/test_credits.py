@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from service.archive.report import REPORT_NAME
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
-from tests.archives import add_order, download, entries, images_url, manifest_in
+from tests.archives import add_order, download, entries, failures_in, images_url, manifest_in
 from tests.conftest import StartService
 
 
@@ -105,6 +105,25 @@ async def test_an_image_is_bought_once(
         assert (await response.json())["credits_spent"] == 2
 
 
+async def test_what_is_bought_and_then_lost_is_counted(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An image that the API has granted is bought, also if it never came: manifest, receipt and metric say so."""
+    order = add_order(sandbox, [50_000, 60_000])
+    sandbox.faults.script(order.images[1].image_id, [Fault(Kind.RESET)] * 10)
+    async with client.get(images_url(service, order.order_id, "?preview=false")) as response:
+        files = entries(await response.read())
+        archive_id = response.headers["X-Archive-Id"]
+    assert list(failures_in(files).values()) == ["connection_lost"]
+    async with client.get(f"{service}/archives/{archive_id}") as response:
+        receipt = await response.json()
+    async with client.get(f"{service}/metrics") as response:
+        metrics = await response.text()
+    assert sandbox.ledger == {image.image_id: 1 for image in order.images}
+    assert (manifest_in(files)["credits_spent"], receipt["credits_spent"]) == (2, 2)
+    assert "batch_credits_spent_total 2.0" in metrics
+
+
 async def test_nothing_is_bought_for_who_has_gone(sandbox: Sandbox, start_service: StartService) -> None:
     """When the client leaves, what is in flight is all that was bought."""
     service = await start_service(images_in_flight=2)
@@ -120,4 +139,6 @@ async def test_nothing_is_bought_for_who_has_gone(sandbox: Sandbox, start_servic
     await sandbox.wait_until(lambda: sandbox.active_requests == 0)
     async with aiohttp.ClientSession() as another:
         await download(another, images_url(service, DEMO_ORDER_ID))
+        async with another.get(f"{service}/metrics") as response:
+            assert "batch_credits_spent_total 2.0" in await response.text()
     assert sandbox.credits_spent == 2
