@@ -10,7 +10,7 @@ class CallerError(ServiceError):
 
 
 class BadRequest(CallerError):
-    """What came is not an HTTP request, or its head is too large."""
+    """What came is not an HTTP request, its head is too large, or its Host is none."""
 
     status = 400
     slug = "bad-request"

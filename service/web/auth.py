@@ -128,7 +128,7 @@ class Sessions:
         """Return what a session may do; ``None`` if it is forged, over, or its key is no more."""
         try:
             fingerprint = self._serializer.loads(cookie[:MAX_TOKEN_CHARACTERS], max_age=self.seconds)
-        except BadData:
+        except (BadData, ValueError):  # the second: it is no text that could be encoded
             return None
         return self._credentials.role_by_fingerprint(fingerprint) if isinstance(fingerprint, str) else None
 
@@ -241,9 +241,9 @@ class Access:
 def _digest(order_id: str, query: Iterable[tuple[str, str]]) -> str:
     # Length-prefixed, so that no two different requests are written alike.
     written = [order_id.lower(), *(part for pair in sorted(query) for part in pair)]
-    return hashlib.sha256("".join(f"{len(part)}:{part}" for part in written).encode()).hexdigest()
+    return hashlib.sha256(_bytes_of("".join(f"{len(part)}:{part}" for part in written))).hexdigest()
 
 
 def _bytes_of(text: str) -> bytes:
-    # Header values that are no UTF-8 arrive with surrogates in them.
-    return text.encode("utf-8", "surrogateescape")
+    # Header values that are no UTF-8 arrive with surrogates in them, and JSON may hold any.
+    return text.encode("utf-8", "surrogatepass")

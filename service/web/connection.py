@@ -12,6 +12,14 @@ from service.errors import BadRequest, problem
 
 # Which versions of what the service runs on is nobody's business.
 SERVER_NAME = "autoenhance-batch"
+# https://owasp.org/www-project-secure-headers/: nothing is to be run, framed or guessed at, unless a page says so.
+SAFETY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 
 
 class ClientConnection(web.RequestHandler):
@@ -69,12 +77,15 @@ class ClientConnection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is no HTTP request, or too large a one, with a problem document, and close the connection."""
-        if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size > 0:
+        refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+        # aiohttp 3.14 wants to quote an expectation that it does not know, and fails where it is no UTF-8.
+        unreadable = isinstance(exc, UnicodeEncodeError) and not request.headers.get("Expect", "").isascii()
+        if not (refused or unreadable) or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
         self._note_malformed()
         document = problem(BadRequest("The request is malformed, or its head is too large."))
         response = web.json_response(document, status=BadRequest.status, content_type="application/problem+json")
-        response.headers["Server"] = SERVER_NAME
+        response.headers.update({**SAFETY_HEADERS, "Cache-Control": "no-store", "Server": SERVER_NAME})
         response.force_close()
         return response
 

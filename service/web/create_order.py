@@ -19,6 +19,8 @@ from service.web.upload_parts import FILES, MAX_FIELDS, ORDER_NAME, Spooled, Upl
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 SAMPLE_ORDER_NAME = "Sample order"
+# Files beyond MAX_UPLOAD_FILES are read and listed, so that the caller knows what is not there; but not without end.
+MAX_FILES_REFUSED = 1000
 # Longer names are no names; the API states no limit.
 MAX_ORDER_NAME_CHARACTERS = 200
 # What callers may choose of the enhancement, as the API documents it (POST /v3/images/).
@@ -143,6 +145,8 @@ async def _take_all(order: _NewOrder, parts: UploadParts, *, max_files: int) -> 
     fields = 0
     async for part in parts.parts():
         if part.name == FILES:
+            if len(order.images) >= max_files + MAX_FILES_REFUSED:
+                raise InvalidBody(f"The form has more than {MAX_FILES_REFUSED} files on top of MAX_UPLOAD_FILES.")
             refusal = "too_many" if len(order.images) >= max_files else None
             async with parts.spooled(part, refusal=refusal) as file:
                 await order.take(file)

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from service.errors import (
     ArchiveBroken,
+    BadRequest,
     InternalError,
     InvalidBody,
     MethodNotAllowed,
@@ -22,7 +23,7 @@ from service.errors import (
 )
 from service.logs import read_traceparent, request_context
 from service.web.archive_response import ArchiveResponse
-from service.web.connection import SERVER_NAME, ClientConnection
+from service.web.connection import SAFETY_HEADERS, SERVER_NAME, ClientConnection
 from service.web.cors import add_cors_headers, answer_preflight, is_preflight
 from service.web.services import SERVICES
 
@@ -37,14 +38,8 @@ STREAMING = web.RequestKey("streaming", ArchiveResponse)
 
 # What is taken over from a caller goes into logs and upstream headers: word characters, and not without end.
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# https://owasp.org/www-project-secure-headers/: nothing is to be run, framed or guessed at, unless a page says so.
-_SAFETY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
+# A name or an address, and perhaps a port (RFC 3986 section 3.2; RFC 9110 section 7.2).
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(:[0-9]{0,5})?")
 
 # What stands for the others in labels, of which a caller could otherwise make as many as it likes.
 _KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -92,6 +87,7 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     This is the outermost catch of the service: whatever arrives here that is not ours is a fault of ours.
     """
     try:
+        _check_host(request)
         return answer_preflight() if is_preflight(request) else await handler(request)
     except ServiceError as error:
         return problem_response(request, error)
@@ -124,7 +120,7 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
 async def add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Put on every response what every response has (signal ``on_response_prepare``)."""
     response.headers["Server"] = SERVER_NAME
-    for name, value in _SAFETY_HEADERS.items():
+    for name, value in SAFETY_HEADERS.items():
         response.headers.setdefault(name, value)
     # Files of the page may be kept, but are asked for each time (aiohttp answers 304 by their ETag).
     response.headers.setdefault("Cache-Control", "no-cache" if isinstance(response, web.FileResponse) else "no-store")
@@ -143,6 +139,20 @@ def problem_response(request: web.Request, error: ServiceError) -> web.Response:
     if isinstance(error, UpstreamError):
         request.app[SERVICES].recent_errors.note("request.refused", error.detail, request[REQUEST_ID])
     return web.json_response(document, status=error.status, headers=headers, content_type=PROBLEM_TYPE)
+
+
+def _check_host(request: web.Request) -> None:
+    """Refuse a request whose Host is none (RFC 9112 section 3.2): addresses of ours are built from it.
+
+    Raises:
+        BadRequest
+    """
+    try:
+        readable = _HOST.fullmatch(request.host) is not None and bool(request.url.host)
+    except ValueError:  # so yarl refuses ports and addresses that there cannot be
+        readable = False
+    if not readable:
+        raise BadRequest("The field Host is not a host.")
 
 
 def _routing_error(request: web.Request, error: web.HTTPException) -> ServiceError:

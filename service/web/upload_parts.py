@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
 
 from aiohttp import BodyPartReader, hdrs, web
+from aiohttp.http import HttpProcessingError
 
 from service.archive.naming import visible
 from service.errors import InvalidBody, UnsupportedMediaType, UploadStalled
@@ -24,6 +25,9 @@ CHUNK_BYTES = 64 * 1024
 MAX_FIELD_BYTES = 1024
 MAX_FIELDS = 32
 MAX_NAME_CHARACTERS = 200
+
+# What aiohttp's reader raises at a form that is not well-formed.
+_MALFORMED = (ValueError, AssertionError, RuntimeError, HttpProcessingError)
 
 _T = TypeVar("_T")
 
@@ -56,14 +60,11 @@ class UploadParts:
             raise UnsupportedMediaType(
                 "Send multipart/form-data, not compressed, with the photos in the field 'files'."
             )
-        try:
-            reader = await self._request.multipart()
-            while (part := await self._in_time(reader.next())) is not None:
-                if not isinstance(part, BodyPartReader):
-                    raise InvalidBody("A multipart body inside another is not taken.")
-                yield part
-        except (ValueError, AssertionError, RuntimeError) as error:
-            raise InvalidBody("The body is not well-formed multipart/form-data.") from error
+        reader = await self._in_time(self._request.multipart())
+        while (part := await self._in_time(reader.next())) is not None:
+            if not isinstance(part, BodyPartReader):
+                raise InvalidBody("A multipart body inside another is not taken.")
+            yield part
 
     async def text(self, part: BodyPartReader) -> str:
         """Return a field's value.
@@ -105,6 +106,8 @@ class UploadParts:
                 return await wait
         except TimeoutError as error:
             raise UploadStalled(f"Nothing came for {self._stall_seconds:g} s.") from error
+        except _MALFORMED as error:
+            raise InvalidBody("The body is not well-formed multipart/form-data.") from error
 
 
 def clean_name(name: str) -> str:

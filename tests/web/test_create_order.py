@@ -172,6 +172,34 @@ async def test_the_same_name_too_often(start_service: StartService, client: aioh
             b"nonsense", {"Content-Type": "multipart/form-data; boundary=b"}, 400, "invalid-body", id="broken"
         ),
         pytest.param(b"", {"Content-Type": "multipart/form-data"}, 400, "invalid-body", id="no boundary"),
+        pytest.param(
+            b'--b\r\nContent-Disposition: form-data; name="' + b"x" * 20_000 + b'"\r\n\r\nx\r\n--b--\r\n',
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            400,
+            "invalid-body",
+            id="long part head",
+        ),
+        pytest.param(
+            b"--b\r\n" + b"A: b\r\n" * 1000 + b"\r\nx\r\n--b--\r\n",
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            400,
+            "invalid-body",
+            id="many part heads",
+        ),
+        pytest.param(
+            b'--b\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\n\xff\r\n--b--\r\n',
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            400,
+            "invalid-body",
+            id="charset that is none",
+        ),
+        pytest.param(
+            b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1),
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            400,
+            "invalid-body",
+            id="cut in a file",
+        ),
     ],
 )
 async def test_requests_that_are_no_upload(
@@ -194,6 +222,16 @@ async def test_a_body_that_ends_early_tells_what_was_taken(
     assert (status, answer["type"]) == (400, "/problems/invalid-body")
     assert outcomes(answer) == [("a.jpg", None)]
     assert answer["order_id"] in sandbox.orders
+
+
+async def test_files_are_not_listed_without_end(
+    creating: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files beyond MAX_UPLOAD_FILES are named, up to a bound; then the form is refused, with what became of them."""
+    monkeypatch.setattr("service.web.create_order.MAX_FILES_REFUSED", 2)
+    status, answer = await post(client, creating, form(*[(f"{n}.jpg", jpeg(1000, n)) for n in range(9)]))
+    assert (status, answer["type"]) == (400, "/problems/invalid-body")
+    assert [reason for _, reason in outcomes(answer)] == [*[None] * 5, "too_many", "too_many"]
 
 
 async def test_uploads_are_the_operators(creating: str, client: aiohttp.ClientSession, sandbox: Sandbox) -> None:

@@ -1,11 +1,13 @@
 """What browsers are told, which sites may read answers, and that odd input stays data."""
 
+import asyncio
 import io
 import json
 from collections.abc import Iterator
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 from yarl import URL
 
 from service.logs import configure_logs
@@ -85,6 +87,70 @@ async def test_tricks_in_ids(
     assert "X-Evil" not in response.headers
     assert sandbox.requests == []
     assert all(line[:2] == "20" for line in logged.getvalue().splitlines())
+
+
+DEEP = b"[" * 4000
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "body"),
+    [
+        pytest.param("GET /session", b"Expect: \xff", b"", id="expectation"),
+        pytest.param("GET /nowhere", b"Expect: \xff", b"", id="expectation of nothing"),
+        pytest.param("GET /health", b"Host:", b"", id="no host"),
+        pytest.param("GET /health", b"Host: \xff", b"", id="host that is no text"),
+        pytest.param("GET /health", b"Host: a b", b"", id="two hosts"),
+        pytest.param("GET /health", b"Host: me@example.com", b"", id="host with a user"),
+        pytest.param("GET /health", b"Host: [::1", b"", id="host with an open bracket"),
+        pytest.param("GET /health", b"Host: example.com:99999", b"", id="host with a port that cannot be"),
+        pytest.param("GET /orders/\xff", b"Host: x", b"", id="path that is no text"),
+        pytest.param("POST /session", b"Host: x\r\nContent-Type: application/json", DEEP, id="deep sign-in"),
+        pytest.param(f"POST /orders/{DEMO_ORDER_ID}/links", b"Host: x", DEEP, id="deep link"),
+        pytest.param("POST /webhooks/autoenhance", b"Host: x\r\nAuthentication: secret", DEEP, id="deep notice"),
+        pytest.param(f"POST /orders/{DEMO_ORDER_ID}/images", b"Host: x", DEEP, id="deep list"),
+    ],
+)
+async def test_what_cannot_be_read_is_the_callers_fault(
+    target: str, fields: bytes, body: bytes, start_service: StartService
+) -> None:
+    """Bytes that are no text, hosts that are none and bodies without a bottom are a 400 with every safety header."""
+    service = await start_service(webhook_secret=SecretStr("secret"), signing_keys=(SecretStr("s" * 32),))
+    host = b"" if fields.startswith(b"Host:") else b"Host: x\r\n"
+    head = target.encode("latin-1") + b" HTTP/1.1\r\n" + host + fields
+    answer = await _exchange(service, head + b"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+    lines, _, problem = answer.partition(b"\r\n\r\n")
+    assert json.loads(problem)["status"] == 400
+    assert b"Content-Type: application/problem+json" in lines
+    for name in (b"Content-Security-Policy", b"X-Content-Type-Options", b"X-Frame-Options", b"Referrer-Policy"):
+        assert name in lines
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "status"),
+    [
+        pytest.param(b"Cookie: batch_session=\xff", b"", 401, id="cookie that is no text"),
+        pytest.param(b"X-API-Key: \xff", b"", 401, id="key that is no text"),
+        pytest.param(b"Content-Type: application/json", rb'{"key": "\ud800"}', 401, id="half a character"),
+    ],
+)
+async def test_secrets_that_are_no_text_are_wrong_ones(
+    fields: bytes, body: bytes, status: int, start_service: StartService
+) -> None:
+    """Whatever a secret is made of, it opens nothing, and is no fault of the service."""
+    service = await start_service(service_api_keys=(SecretStr("a-key-of-the-service"),))
+    target = b"POST /session" if body else f"GET /orders/{DEMO_ORDER_ID}".encode()
+    head = target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body) + fields
+    answer = await _exchange(service, head + b"\r\n\r\n" + body)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+async def _exchange(service: str, sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", URL(service).port)
+    writer.write(sent)
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
 
 
 @pytest.mark.parametrize(
