@@ -7,6 +7,7 @@ Exit codes: 0 all is there; 1 something failed or is missing, and what there is 
 import asyncio
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import click
+from pydantic import SecretStr
 
 from service.errors import SettingsError
 from service.logs import configure_logs
@@ -50,9 +52,14 @@ class _Target:
             return
         settings = load_settings(host="127.0.0.1", port=0, metrics_port=None, log_level="error")
         configure_logs(log_format="console", level="error", secrets=settings.secrets(), stream=sys.stderr)
-        # It is the operator's own process: whoever can start it has the key of the API.
-        open_to_us = settings.model_copy(update={"service_api_keys": (), "allow_full_quality": True})
-        async with running(open_to_us) as url, Service(url) as service:
+        # Whoever can start this process has the key of the API. Others on this machine reach its port too, so it opens
+        # to nobody who does not know two secrets that live as long as it does.
+        key, token = secrets.token_urlsafe(), secrets.token_urlsafe()
+        ours = {"service_api_keys": (SecretStr(key),), "admin_token": SecretStr(token), "allow_full_quality": False}
+        async with (
+            running(settings.model_copy(update=ours)) as url,
+            Service(url, key=key, admin_token=token) as service,
+        ):
             yield service
 
 

@@ -12,6 +12,8 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
+from service.cli_order import _Target
+from service.logs import configure_logs
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
 from service.verify import ArchiveDamaged, verify
 from tests.archives import add_order, jpeg
@@ -239,9 +241,50 @@ async def test_direct(sandbox: Sandbox, tmp_path: Path) -> None:
     done = await run("--direct", "download", DEMO_ORDER_ID, "-o", "a.zip", cwd=tmp_path, **environment)
     assert done.code == 0, done.err
     assert len(verify(tmp_path / "a.zip").images) == 14
+    (tmp_path / "a.jpg").write_bytes(jpeg(1000, 1))
+    for operator in ({}, {"ADMIN_TOKEN": "the-operators-token"}):
+        created = await run("--direct", "create", "a.jpg", cwd=tmp_path, **environment, **operator)
+        assert created.code == 0, created.err
+        assert len(sandbox.orders[created.out.decode().strip()].images) == 1
     wrong = await run("--direct", "show", DEMO_ORDER_ID, cwd=tmp_path, **environment, MAX_ARCHIVES="none")
     assert wrong.code == 2
     assert "MAX_ARCHIVES" in wrong.err
+
+
+async def test_direct_opens_to_nobody_else(
+    sandbox: Sandbox, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While --direct works, others on the machine reach its port, but neither images nor credits."""
+    monkeypatch.setenv("AUTOENHANCE_API_KEY", sandbox.api_key)
+    monkeypatch.setenv("AUTOENHANCE_API_BASE", sandbox.api_base)
+    monkeypatch.setenv("ALLOW_PRIVATE_UPSTREAM", "true")
+    try:
+        async with _Target("http://nowhere.invalid", None, None, direct=True).opened() as ours:
+            assert (await ours.order(DEMO_ORDER_ID))["status"] == "ready"
+            for method, path in (("GET", f"/orders/{DEMO_ORDER_ID}/images"), ("POST", "/api/create-sample-order")):
+                async with client.request(method, ours._url + path) as response:
+                    assert response.status == 401
+    finally:
+        configure_logs(log_format="json", level="info")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a pseudo-terminal")
+async def test_progress_is_for_terminals(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """On a terminal the bytes so far are shown on one line, which is not the archive's place; else nothing is."""
+    order = add_order(sandbox, [2_000_000])
+    leader, follower = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", "order", "--service", service, "download", order.order_id, "-o", "-",
+        cwd=tmp_path, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=follower,
+        env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    os.close(follower)
+    shown = os.read(leader, 65536).decode()
+    os.close(leader)
+    assert process.returncode == 0
+    assert out.startswith(b"PK")
+    assert "\rreceiving 1.9 MiB, " in shown
 
 
 @pytest.mark.parametrize("command", [(), ("show",), ("create",), ("download",)], ids=" ".join)
