@@ -49,6 +49,9 @@ class TargetRules:
         Raises:
             TargetRefused: its scheme, host or literal address is not allowed.
         """
+        # Asked first: a host that is not encoded makes yarl fail, or means something else where it is resolved.
+        if not (url.raw_host or "").isascii() or url.port == 0:
+            raise TargetRefused("an address with more than one reading is refused")
         if url.scheme not in {"http", "https"} or not url.host:
             raise TargetRefused(f"only http and https can be fetched, not {url.scheme or 'a relative address'}")
         if url.user is not None or url.password is not None:

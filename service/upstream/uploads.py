@@ -91,8 +91,7 @@ class UploadClient:
         url = created.upload_url or created.s3PutObjectUrl
         if not created.image_id or not url:
             raise UploadFailed(Failure(Reason.UPSTREAM_ERROR, "the API registered an image and did not say where to"))
-        address = URL(url, encoded=True)
-        return Registered(created.image_id, address, address.query.get("content-type", _OCTETS))
+        return _registered(created.image_id, url)
 
     async def put(self, registered: Registered, file: Path, size: int) -> None:
         """Put a file of ``size`` bytes where its image was registered.
@@ -156,3 +155,21 @@ class UploadClient:
         reason = error.failure.reason.value
         log.info("upload.retried", image_id=image_id, reason=reason, detail=error.failure.detail, attempt=tries)
         await asyncio.sleep(pause_seconds)
+
+
+def _registered(image_id: str, url: str) -> Registered:
+    """Read the signed address; the type that was signed stands in its query.
+
+    Raises:
+        UploadFailed: it is no address, or its type is none that a header could hold.
+    """
+    unreadable = Failure(Reason.UPSTREAM_ERROR, "the API registered an image and gave no readable address")
+    try:
+        address = URL(url, encoded=True)
+        content_type = address.query.get("content-type", _OCTETS)
+        _ = address.port  # raises ValueError if there is no such port
+    except ValueError as error:
+        raise UploadFailed(unreadable) from error
+    if not (address.raw_host and content_type.isascii() and content_type.isprintable()):
+        raise UploadFailed(unreadable)
+    return Registered(image_id, address, content_type)

@@ -121,12 +121,15 @@ def test_wrapping_never_makes_a_private_address_public(address: ipaddress.IPv4Ad
         pytest.param("https://169.254.169.254/latest", "not a public one", id="metadata"),
         pytest.param("https://[::1]/a", "::1 is not a public one", id="v6_loopback"),
         pytest.param("https://[::ffff:10.0.0.1]/a", "not a public one", id="mapped"),
+        pytest.param("https://\uff11\uff12\uff17.0.0.1/a", "more than one reading", id="wide_digits"),
+        pytest.param("https://\u24dbocalhost/a", "more than one reading", id="circled_letter"),
+        pytest.param("https://files.example.com:0/a", "more than one reading", id="port_zero"),
     ],
 )
 def test_target_that_is_refused(url: str, refusal: str) -> None:
     """The refusal says which rule it was, in words fit for a report."""
     with pytest.raises(TargetRefused, match=refusal):
-        RULES.check(URL(url))
+        RULES.check(URL(url, encoded=True))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from service.sandbox import ANY_IMAGE, Fault, Kind, Sandbox
+from service.sandbox.uploads import Uploads
 from service.upstream.formats import PHOTO_HEAD_BYTES, is_photo
 from service.web.upload_parts import clean_name
 from tests.archives import download, images_url, jpeg
@@ -149,6 +150,30 @@ async def test_puts_that_are_refused(sandbox: Sandbox, creating: str, client: ai
     assert outcomes(answer) == [("a.jpg", "unauthorized")]
     assert answer["order_id"] in sandbox.orders
     assert len([one for one in sandbox.requests if one.origin == "storage"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        pytest.param("https://[::1/a", "upstream_error", id="open bracket"),
+        pytest.param("https://files.example.com:99999/a", "upstream_error", id="port that cannot be"),
+        pytest.param("/a", "upstream_error", id="relative"),
+        pytest.param("https://\u24dbocalhost/a", "redirect_refused", id="host that is not encoded"),
+        pytest.param("ftp://files.example.com/a", "redirect_refused", id="ftp"),
+        pytest.param("https://me@files.example.com/a", "redirect_refused", id="user"),
+        pytest.param("{storage}/a?content-type=a%0d%0aX-Evil:1", "upstream_error", id="header injection"),
+        pytest.param("{storage}/a?content-type=%ff%c3%a4", "upstream_error", id="type that is no text"),
+    ],
+)
+async def test_addresses_that_no_file_is_put_to(
+    address: str, reason: str, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whatever the API says where a file goes, it goes to a clear address, or is reported as not uploaded."""
+    monkeypatch.setattr(Uploads, "_signed_url", lambda *_: address.replace("{storage}", sandbox.storage_origin))
+    status, answer = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
+    assert (status, outcomes(answer)) == (422, [("a.jpg", reason)])
+    assert [one for one in sandbox.requests if one.origin == "storage"] == []
 
 
 async def test_the_same_name_too_often(start_service: StartService, client: aiohttp.ClientSession) -> None:
