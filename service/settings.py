@@ -65,7 +65,9 @@ class Settings(BaseSettings):
         False, description="Let everybody who may download spend credits with preview=false, not only KEY:full."
     )
     admin_token: SecretStr | None = Field(
-        None, description="Proves the operator, who may do everything. Without it the operator's routes are off."
+        None,
+        description="Proves the operator, who may do everything; 16 characters or more. Without it the operator's "
+        "routes are off.",
     )
     signing_keys: SecretList = Field(
         (), description="Comma-separated keys for links; the first signs, each verifies. Without one, no links."
@@ -185,6 +187,17 @@ class Settings(BaseSettings):
             )
         if len(set(keys)) != len(keys):
             raise ValueError("a key is there twice")
+        return value
+
+    @field_validator("admin_token")
+    @classmethod
+    def _check_admin_token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        token = value.get_secret_value() if value is not None else ""
+        if token and len(token) < MIN_KEY_CHARACTERS:
+            raise ValueError(f"must have at least {MIN_KEY_CHARACTERS} characters")
+        keys = [one.get_secret_value().removesuffix(FULL_QUALITY) for one in info.data.get("service_api_keys", ())]
+        if token in keys:
+            raise ValueError("must not be one of SERVICE_API_KEYS, whose holder would be the operator")
         return value
 
     @field_validator("signing_keys")

@@ -108,6 +108,9 @@ BAD: dict[str, list[str]] = {
     "CLIENT_STALL_SECONDS": ["0"],
     "GIVE_UP_AFTER": ["0"],
     "MAX_IMAGES_PER_ORDER": ["0"],
+    "SERVICE_API_KEYS": ["hush-hush", "hush-hush-hush-hush,hush-hush-hush-hush:full", "hush hush hush hush"],
+    "ADMIN_TOKEN": ["hush-hush", "hush-hush-hush-h\u00fcsh"],
+    "SIGNING_KEYS": ["hush-hush-hush-hush", "s" * 32 + ",hush"],
     "ALLOW_PRIVATE_UPSTREAM": ["hush-hush", "2"],
 }
 
@@ -125,6 +128,18 @@ def test_bad_value(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert problem.startswith(f"{name}: ")
     assert "hush" not in problem
     assert caught.value.__cause__ is None
+
+
+def test_a_caller_is_not_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One secret for both would make every caller the operator."""
+    monkeypatch.setenv("SERVICE_API_KEYS", "hush-hush-hush-hush:full")
+    monkeypatch.setenv("ADMIN_TOKEN", "hush-hush-hush-hush")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    (problem,) = caught.value.problems
+    assert (
+        problem == "ADMIN_TOKEN: Value error, must not be one of SERVICE_API_KEYS, whose holder would be the operator"
+    )
 
 
 def test_all_mistakes_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:

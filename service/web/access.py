@@ -41,7 +41,7 @@ def role_of(request: web.Request) -> Role | None:
         if roles:
             return max(roles)
         access.failures.note(client_address(request))
-    elif (cookie := request.cookies.get(SESSION_COOKIE)) and _is_not_forged(request):
+    elif (cookie := request.cookies.get(SESSION_COOKIE)) and is_not_forged(request):
         role = access.sessions.role_of(cookie)
         if role is not None:
             return role
@@ -162,6 +162,6 @@ def client_address(request: web.Request) -> str:
     return named[-hops] if 0 < hops <= len(named) else (request.remote or "")
 
 
-def _is_not_forged(request: web.Request) -> bool:
-    """Whether a request that a cookie vouches for was made by our own page: another site's must change nothing."""
+def is_not_forged(request: web.Request) -> bool:
+    """Whether a request that takes or sets a cookie is no other site's doing: that must change nothing."""
     return request.method in _SAFE_METHODS or request.headers.get("Sec-Fetch-Site", "same-origin") in _OUR_OWN_SITE

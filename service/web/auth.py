@@ -24,6 +24,8 @@ _BEARER = "bearer "
 # How long failures count, and how many addresses are remembered: a flood of addresses forgets the oldest.
 FAILURE_WINDOW_SECONDS = 60.0
 ADDRESSES_REMEMBERED = 10_000
+# 16 MiB and some 50 ms, once at the start, and for each guess (RFC 7914 section 2).
+_SCRYPT_COST = 2**14
 # More than this is no token of ours; it is not worth a computation.
 MAX_TOKEN_CHARACTERS = 1024
 
@@ -68,7 +70,7 @@ class Credentials:
         roles = [(key.secret, Role.FULL if key.full else self._least) for key in service_keys]
         if admin_token:
             roles.append((admin_token, Role.ADMIN))
-        self._salt = hashlib.sha256("\0".join(secret for secret, _ in roles).encode()).digest()
+        self._salt = _stretched("\0".join(secret for secret, _ in roles))
         self._roles = [(self.fingerprint(secret), role) for secret, role in roles]
         self.keys_required = bool(service_keys)
         self.admin_enabled = bool(admin_token) or open_to_all
@@ -242,6 +244,11 @@ def _digest(order_id: str, query: Iterable[tuple[str, str]]) -> str:
     # Length-prefixed, so that no two different requests are written alike.
     written = [order_id.lower(), *(part for pair in sorted(query) for part in pair)]
     return hashlib.sha256(_bytes_of("".join(f"{len(part)}:{part}" for part in written))).hexdigest()
+
+
+def _stretched(secrets: str) -> bytes:
+    """Return a key made of all secrets, slowly: a cookie must not let its holder try out the others in its own time."""
+    return hashlib.scrypt(secrets.encode(), salt=b"batch sessions", n=_SCRYPT_COST, r=8, p=1) if secrets else b""
 
 
 def _bytes_of(text: str) -> bytes:

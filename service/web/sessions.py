@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from service.errors import InvalidBody, SignInRefused
-from service.web.access import SESSION_COOKIE, client_address, refuse_guessing, role_of
+from service.web.access import SESSION_COOKIE, client_address, is_not_forged, refuse_guessing, role_of
 from service.web.services import SERVICES
 
 # A key and its field's name; more is not a sign-in.
@@ -28,6 +28,8 @@ async def get_session(request: web.Request) -> web.Response:
 async def start_session(request: web.Request) -> web.Response:
     """Take a service key or the operator's token, and set the cookie that stands for it."""
     access = request.app[SERVICES].access
+    if not is_not_forged(request):
+        raise SignInRefused("Only the service's own page can sign a browser in.")
     refuse_guessing(request)
     cookie = access.sessions.start(_key_in(await _body(request), request.content_type))
     if cookie is None:

@@ -1,6 +1,8 @@
 """Keys, the operator's token, sessions and links: who gets in, who does not, and that no secret gets out."""
 
 import asyncio
+import hashlib
+import hmac
 import io
 import itertools
 import time
@@ -299,6 +301,14 @@ async def test_another_sites_page_cannot_use_the_session(locked: str, client: ai
             assert response.status == status
 
 
+async def test_another_sites_page_cannot_sign_a_browser_in(locked: str, client: aiohttp.ClientSession) -> None:
+    """Nobody is put into somebody else's session by a form on another site."""
+    for site, status in (("cross-site", 401), ("same-site", 401), ("none", 200)):
+        headers = {"Sec-Fetch-Site": site}
+        async with client.post(f"{locked}/session", data={"key": NEW}, headers=headers) as response:
+            assert (response.status, bool(response.cookies)) == (status, status == 200)
+
+
 def test_sessions_end_with_time_and_with_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session ends after its time, and at once when its key is taken away; one that was tampered with is none."""
     credentials = Credentials([ServiceKey(OLD), ServiceKey(NEW)])
@@ -315,6 +325,16 @@ def test_sessions_end_with_time_and_with_their_key(monkeypatch: pytest.MonkeyPat
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 62)
     assert sessions.role_of(cookie) is None
+
+
+def test_a_session_does_not_help_to_guess_other_secrets() -> None:
+    """Who holds a cookie and its key must pay for every guess at the rest: the key that signs is made slowly."""
+    secrets = (NEW, ADMIN)
+    credentials = Credentials([ServiceKey(NEW)], ADMIN)
+    quick = hashlib.sha256("\0".join(secrets).encode()).digest()
+    slow = hashlib.scrypt("\0".join(secrets).encode(), salt=b"batch sessions", n=2**14, r=8, p=1)
+    assert credentials.session_key not in {hmac.digest(quick, b"session", "sha256"), quick}
+    assert credentials.session_key == hmac.digest(slow, b"session", "sha256")
 
 
 # Links.
