@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 import click
 from pydantic import SecretStr
 
+from service.archive.naming import visible
 from service.errors import SettingsError
 from service.logs import configure_logs
 from service.remote import Query, Service, ServiceRefused, TransferBroke
@@ -96,9 +97,9 @@ def show(target: _Target, order_id: str, *, as_json: bool) -> None:
     for image in found["images"]:
         why = f"  ({image['detail']})" if image["detail"] else ""
         paid = "  paid" if image["paid"] else ""
-        click.echo(f"{image['readiness']:<10}  {image['entry']}{paid}{why}")
+        _say(f"{image['readiness']:<10}  {image['entry']}{paid}{why}")
     counts, credits_ = found["counts"], found["credits"]
-    click.echo(
+    _say(
         f"{found['name'] or '(no name)'}: {found['status']}, {counts['ready']} of {counts['total']} images ready; "
         f"full quality would cost {credits_['full_quality']} credits"
     )
@@ -123,8 +124,8 @@ def create(target: _Target, files: tuple[Path, ...], name: str, wait: int) -> No
     made = _run(send())
     for image in made["images"]:
         if image["outcome"] == "failed":
-            click.echo(f"{image['file']}: {image['detail']} ({image['reason']})", err=True)
-    click.echo(made["order_id"])
+            _say(f"{image['file']}: {image['detail']} ({image['reason']})", err=True)
+    _say(made["order_id"])
     if made["failed"]:
         sys.exit(EXIT_INCOMPLETE)
 
@@ -178,16 +179,17 @@ def download(
     transfer is checked.
     """
     query = [*_query(choices), *([("preview", "false")] if full else [])]
-    missing: list[str] = []
-    if missing_from is not None:
-        missing = _missing(missing_from, order_id)
-        if not missing:
-            click.echo(f"{missing_from} lacks nothing.", err=True)
-            return
-        click.echo(f"{missing_from} lacks {len(missing)} images.", err=True)
+    earlier = _earlier(missing_from, order_id) if missing_from is not None else None
 
     async def fetch() -> bool:
+        missing = [record["image_id"] for record in earlier.failed if record["image_id"]] if earlier else []
         async with target.opened() as service:
+            if earlier is not None:
+                if earlier.manifest is None and not _shares_names(earlier, await service.order(order_id)):
+                    raise click.UsageError(f"{missing_from} has no image of the order {order_id}")
+                _say(f"{missing_from} lacks {f'{len(missing)} images' if missing else 'nothing'}.", err=True)
+                if not missing:
+                    return True
             agreed = query
             if full:
                 price = await _agree_to_spend(
@@ -207,8 +209,8 @@ def _query(choices: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in given]
 
 
-def _missing(path: Path, order_id: str) -> list[str]:
-    """Return the ids of the images that an archive lacks, by its own manifest."""
+def _earlier(path: Path, order_id: str) -> Verified:
+    """Return what an earlier archive of the order holds and lacks, by its own manifest."""
     try:
         verified = verify(path)
     except ArchiveDamaged as error:
@@ -218,7 +220,13 @@ def _missing(path: Path, order_id: str) -> list[str]:
     manifest = verified.manifest or {}
     if manifest.get("order_id", order_id).lower() != order_id.lower():
         raise click.UsageError(f"{path} is an archive of the order {manifest['order_id']}")
-    return [record["image_id"] for record in verified.failed if record["image_id"]]
+    return verified
+
+
+def _shares_names(earlier: Verified, order: Mapping[str, Any]) -> bool:
+    """Whether an archive without a manifest has an image of an order; extensions follow the type that was asked for."""
+    names = {Path(image["entry"]).stem for image in order["images"]}
+    return any(Path(name).stem in names for name in earlier.images)
 
 
 async def _agree_to_spend(
@@ -275,10 +283,15 @@ def _to_disk(sink: BinaryIO) -> None:
 
 def _told(final: Path, verified: Verified) -> bool:
     for record in verified.failed:
-        click.echo(f"missing: {record.get('name')}: {record.get('detail')} ({record.get('reason')})", err=True)
+        _say(f"missing: {record.get('name')}: {record.get('detail')} ({record.get('reason')})", err=True)
     number, failed = len(verified.images), len(verified.failed)
     click.echo(f"{final}: {number} images, each checked" + (f"; {failed} missing" if failed else ""), err=True)
     return not failed
+
+
+def _say(words: str, *, err: bool = False) -> None:
+    """Write a line. Names and reasons in it were written by others: none of them may command the terminal."""
+    click.echo(visible(words), err=err)
 
 
 @contextmanager
@@ -316,10 +329,10 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
             click.echo(f"settings: {line}", err=True)
         sys.exit(EXIT_USAGE)
     except ServiceRefused as error:
-        click.echo(str(error), err=True)
+        _say(str(error), err=True)
         for failure in error.problem.get("failures", []):
             name, detail = failure.get("name") or failure.get("file"), failure.get("detail")
-            click.echo(f"  {name}: {detail} ({failure.get('reason')})", err=True)
+            _say(f"  {name}: {detail} ({failure.get('reason')})", err=True)
         sys.exit(EXIT_BROKEN)
     except TransferBroke as error:
         click.echo(f"{error}; nothing was kept", err=True)

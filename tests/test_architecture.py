@@ -24,7 +24,7 @@ LEAVES = {"errors", "logs", "metrics", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"cli_order", "remote", "server", "app", "settings", "sandbox", *LEAVES},
-    "cli_order": {"remote", "verify", "server", "settings", *LEAVES},
+    "cli_order": {"archive", "remote", "verify", "server", "settings", *LEAVES},
     "remote": set(),
     "verify": set(),
     "server": {"app", "web", "settings", "process", *LEAVES},

@@ -125,6 +125,32 @@ async def test_a_missing_image_that_is_no_more(sandbox: Sandbox, service: str, t
     assert "taken out of the order" in done.err
 
 
+async def test_an_archive_of_something_else_lacks_everything(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """A ZIP without a manifest and without an image of the order is not taken for a complete archive of it."""
+    order = add_order(sandbox, [1000])
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("letter.txt", "no photo")
+    done = await run(
+        "--service", service, "download", order.order_id, "--missing-from", "other.zip", "-o", "a.zip", cwd=tmp_path
+    )
+    assert done.code == 2
+    assert "has no image of the order" in done.err
+
+
+async def test_names_do_not_command_the_terminal(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """Names and reasons that others wrote are shown without control characters, wherever they stand."""
+    image = SandboxImage("a\x1b]0;b\x07.jpg", status="error", status_reason="\x1b]0;c\x07 broken \u202egpj")
+    order = sandbox.add_order(
+        [image, SandboxImage("d.jpg", body=jpeg(100), content_type="image/jpeg")], "e\x1b]0;f\x07"
+    )
+    shown = await run("--service", service, "show", order.order_id, cwd=tmp_path)
+    taken = await run("--service", service, "download", order.order_id, "-o", "a.zip", cwd=tmp_path)
+    assert (shown.code, taken.code) == (0, 1), shown.err + taken.err
+    for text in (shown.out.decode(), taken.err):
+        assert "broken" in text
+        assert not set(text) & {"\x1b", "\x07", "\u202e"}
+
+
 async def test_wait(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
     """--wait brings the images that were not ready; without it they are named as missing."""
     image = SandboxImage("0.jpg", body=jpeg(1000), content_type="image/jpeg", ready_after_polls=2)
