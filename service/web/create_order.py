@@ -35,6 +35,7 @@ REFUSALS = {
     "empty": "the file is empty",
     "too_large": "the file is larger than MAX_UPLOAD_BYTES",
     "too_many": "more files than MAX_UPLOAD_FILES",
+    "no_room": "the service has no room for the file",
     "not_a_photo": "the first bytes are not those of a photo that can be enhanced",
 }
 

@@ -7,10 +7,10 @@ Nothing is held whole in memory; of a request, one file at a time is on disk. St
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from aiohttp import BodyPartReader, hdrs, web
 from aiohttp.http import HttpProcessingError
@@ -86,19 +86,26 @@ class UploadParts:
         Raises:
             InvalidBody, UploadStalled
         """
-        with tempfile.NamedTemporaryFile(prefix="upload-") as file:
-            size, head = 0, b""
+        with ExitStack() as stack:
+            size, head, path = 0, b"", Path()
+            file: IO[bytes] | None = None
+            try:
+                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="upload-"))
+                path = Path(file.name)
+            except OSError:
+                refusal = refusal or "no_room"
             while chunk := await self._in_time(part.read_chunk(CHUNK_BYTES)):
                 size += len(chunk)
                 head = head if len(head) >= PHOTO_HEAD_BYTES else (head + chunk)[:PHOTO_HEAD_BYTES]
                 if size > self._max_file_bytes:
                     refusal = refusal or "too_large"
-                if refusal is None:
-                    await asyncio.to_thread(file.write, chunk)
+                if refusal is None and file is not None and not await asyncio.to_thread(_kept, file, chunk):
+                    refusal = "no_room"
             if refusal is None:
                 refusal = "empty" if not size else None if is_photo(head) else "not_a_photo"
-            await asyncio.to_thread(file.flush)
-            yield Spooled(clean_name(part.filename or ""), size, refusal, Path(file.name))
+            if refusal is None and file is not None and not await asyncio.to_thread(_kept, file):
+                refusal = "no_room"
+            yield Spooled(clean_name(part.filename or ""), size, refusal, path)
 
     async def _in_time(self, wait: Awaitable[_T]) -> _T:
         try:
@@ -108,6 +115,20 @@ class UploadParts:
             raise UploadStalled(f"Nothing came for {self._stall_seconds:g} s.") from error
         except _MALFORMED as error:
             raise InvalidBody("The body is not well-formed multipart/form-data.") from error
+
+
+def _kept(file: IO[bytes], chunk: bytes = b"") -> bool:
+    """Write a chunk, or what still waits in the buffer if there is none; return whether the disk took it."""
+    try:
+        if chunk:
+            file.write(chunk)
+        else:
+            file.flush()
+    except OSError:
+        with suppress(OSError):  # closing writes once more, and must not fail later on
+            file.close()
+        return False
+    return True
 
 
 def clean_name(name: str) -> str:

@@ -113,6 +113,29 @@ async def test_what_cannot_be_taken_is_said(sandbox: Sandbox, creating: str, cli
     assert len(sandbox.orders[answer["order_id"]].images) == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+@pytest.mark.parametrize("size", [1000, 100_000], ids=["at the flush", "at a write"])
+async def test_a_full_disk_is_said(
+    size: int, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that finds no room is reported, like one that finds no folder; what was taken before stays and is told."""
+    real = tempfile.NamedTemporaryFile
+    made = []
+
+    def full_at_the_second(**options: Any) -> Any:
+        made.append(options)
+        if len(made) == 3:
+            raise FileNotFoundError("no folder")
+        return real(**options) if len(made) != 2 else Path("/dev/full").open("wb")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full_at_the_second)
+    files = [(f"{n}.jpg", jpeg(size, n)) for n in range(4)]
+    status, answer = await post(client, creating, form(*files))
+    assert (status, answer["uploaded"], answer["failed"]) == (201, 2, 2)
+    assert outcomes(answer) == [("0.jpg", None), ("1.jpg", "no_room"), ("2.jpg", "no_room"), ("3.jpg", None)]
+    assert len(sandbox.orders[answer["order_id"]].images) == 2
+
+
 async def test_nothing_worth_an_order(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
     """If no file can be taken, no order is created, and the answer lists why."""
     before = set(sandbox.orders)
