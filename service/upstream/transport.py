@@ -7,6 +7,7 @@ from asking for more.
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -92,8 +93,10 @@ async def _break_openly(request: aiohttp.ClientRequest, handler: aiohttp.ClientH
         raise ConnectionBroke(str(error)) from error
 
 
-def open_session(*, allow_private: bool, connect_timeout_seconds: float) -> aiohttp.ClientSession:
-    """Return the process's one client session; the caller closes it.
+def open_session(
+    *, allow_private: bool, connect_timeout_seconds: float, tls: ssl.SSLContext | None = None
+) -> aiohttp.ClientSession:
+    """Return the process's one client session; the caller closes it. ``tls`` is aiohttp's own unless given.
 
     No total time-out (a large image to a slow client may take hours), no cookies, no proxies from the environment,
     and no decoding: the bytes go into the archive as they are on the wire.
@@ -102,6 +105,7 @@ def open_session(*, allow_private: bool, connect_timeout_seconds: float) -> aioh
         limit=0,  # the number of downloads is bounded where they are started
         resolver=GuardedResolver(allow_private=allow_private),
         ttl_dns_cache=DNS_CACHE_SECONDS,
+        ssl=tls or True,
     )
     return aiohttp.ClientSession(
         connector=connector,

@@ -1,10 +1,12 @@
 """One GET on one connection, against servers that send just the bytes that a test gives them."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+import trustme
 from yarl import URL
 
 from service.model import Reason
@@ -69,12 +71,17 @@ async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 @asynccontextmanager
-async def upstream_of(*scripts: Script, silence_seconds: float = 5) -> AsyncIterator[tuple[Transport, URL, Upstream]]:
-    """Start a server, and give what asks it."""
+async def upstream_of(
+    *scripts: Script,
+    silence_seconds: float = 5,
+    secured: ssl.SSLContext | None = None,
+    trusting: ssl.SSLContext | None = None,
+) -> AsyncIterator[tuple[Transport, URL, Upstream]]:
+    """Start a server, ``secured`` by TLS or not, and give what asks it."""
     upstream = Upstream(scripts)
-    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
-    url = URL(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/image?of=1")
-    async with server, open_session(allow_private=True, connect_timeout_seconds=5) as session:
+    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0, ssl=secured)
+    url = URL(f"http{'s' if secured else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}/image?of=1")
+    async with server, open_session(allow_private=True, connect_timeout_seconds=5, tls=trusting) as session:
         transport = Transport(
             session,
             TargetRules(url.origin(), allow_private=True),
@@ -302,6 +309,93 @@ async def test_left_answer_ends_its_connection() -> None:
         await asyncio.wait([waiting])
         await ended.wait()
         assert upstream.connections == 2
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Return who signs certificates."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def secured(authority: trustme.CA) -> ssl.SSLContext:
+    """Return what a server on loopback speaks TLS with."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    """Return what a client trusts that server with."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+async def test_tls_carries_the_same_answers(answer: bytes, secured: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    """Behind TLS bodies come as whole as without it, one after the other on one connection."""
+    large = bytes(range(256)) * 16_384
+    async with upstream_of(
+        says(answer),
+        says(OK + b"Content-Length: %d\r\n\r\n" % len(large), large),
+        says(answer),
+        secured=secured,
+        trusting=trusting,
+    ) as (transport, url, upstream):
+        assert [await body_of(transport, url) for _ in range(3)] == [b"image", large, b"image"]
+    assert upstream.connections == 1
+
+
+async def test_tls_reader_that_leaves_ends_the_connection(secured: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    """Whoever leaves in mid-answer is not waited for by a farewell of TLS's."""
+    ended = asyncio.Event()
+
+    async def endless(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"\r\n")
+        with suppress(ConnectionError):
+            while True:
+                writer.write(bytes(100_000))
+                await writer.drain()
+        ended.set()
+
+    async with upstream_of(endless, secured=secured, trusting=trusting) as (transport, url, _):
+        async with transport.get(url, {}) as answer:
+            assert await answer.read()
+        await ended.wait()
+
+
+@pytest.mark.parametrize("end", [True, False], ids=["closed", "cut"])
+async def test_tls_answer_that_is_cut_is_not_whole(
+    end: bool,  # noqa: FBT001 - a case
+    secured: ssl.SSLContext,
+    trusting: ssl.SSLContext,
+) -> None:
+    """A body that ends before its length has failed, whether TLS was closed or its connection cut."""
+
+    async def half(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"Content-Length: 9\r\n\r\nhalf")
+        await writer.drain()
+        if end:
+            writer.close()
+        else:
+            writer.transport.abort()
+
+    body = bytearray()
+    async with upstream_of(half, secured=secured, trusting=trusting) as (transport, url, _):
+        with pytest.raises(AttemptFailed) as caught:
+            await body_of(transport, url, into=body)
+    assert (caught.value.failure.reason, bytes(body)) == (Reason.TRUNCATED, b"half")
+
+
+async def test_server_that_is_not_trusted_is_not_asked(secured: ssl.SSLContext) -> None:
+    """A certificate of nobody we know ends it before the question, which may hold the key."""
+    async with upstream_of(says(ANSWERS["length"]), secured=secured) as (transport, url, upstream):
+        with pytest.raises(AttemptFailed) as caught:
+            await body_of(transport, url)
+        assert caught.value.failure.reason is Reason.CONNECTION_FAILED
+        assert upstream.asked == []
 
 
 def test_question() -> None:
