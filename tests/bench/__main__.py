@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import functools
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -35,6 +36,7 @@ async def service(origin: Origin, **environment: str) -> AsyncIterator[Server]:
         "HOST": "127.0.0.1",
         "PORT": "0",
         "UPSTREAM_REQUESTS_PER_SECOND": "100000",
+        **origin.environment,
         **environment,
     }
     async with server_process(["-m", "service", "serve"], values) as server:
@@ -62,14 +64,18 @@ def ratio(numerator: Sequence[Transfer], denominator: Sequence[Transfer]) -> flo
     return statistics.median(one.bytes_per_second / other.bytes_per_second for one, other in pairs)
 
 
-async def against_passthrough(folder: Path, load: Load, rounds: int, name: str, **environment: str) -> list[str]:
+async def against_passthrough(
+    folder: Path, load: Load, rounds: int, name: str, *, tls: bool = False, **environment: str
+) -> list[str]:
     """Compare an archive with a bare relay of one body of the same size, as it comes and with the service's heap."""
     write_files(folder, load)
     async with (
-        running_origin(folder) as origin,
+        running_origin(folder, tls=tls) as origin,
         service(origin, **environment) as ours,
-        server_process(["-m", "tests.bench.passthrough", origin.whole_url]) as relay,
-        server_process(["-m", "tests.bench.passthrough", origin.whole_url, "--keep-heap"]) as tuned_relay,
+        server_process(["-m", "tests.bench.passthrough", origin.whole_url], origin.environment) as relay,
+        server_process(
+            ["-m", "tests.bench.passthrough", origin.whole_url, "--keep-heap"], origin.environment
+        ) as tuned_relay,
     ):
         await fetch(relay)
         await fetch(tuned_relay)
@@ -175,6 +181,16 @@ async def run(rounds: int, *, quick: bool) -> None:
         rows = [
             await against_passthrough(folder, LARGE_IMAGES, rounds, "50 x 4 MiB"),
             await against_passthrough(folder, SMALL_IMAGES, rounds, "200 x 300 KB"),
+            *(
+                [
+                    await against_passthrough(
+                        folder, LARGE_IMAGES, rounds, "50 x 4 MiB, TLS to the upstream", tls=True
+                    ),
+                    await against_passthrough(folder, SMALL_IMAGES, rounds, "200 x 300 KB, TLS", tls=True),
+                ]
+                if shutil.which("nginx")
+                else []
+            ),
         ]
         _table(
             ["case", "service", "pass-through", "ratio", "ratio if it keeps its heap", "CPU s/GiB", "peak memory"], rows

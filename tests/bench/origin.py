@@ -11,9 +11,10 @@ import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import trustme
 from aiohttp import web
 
 ORDER_ID = "be9c0000-0000-4000-8000-000000000001"
@@ -25,27 +26,30 @@ daemon off; worker_processes 1; error_log stderr crit; pid {folder}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
   access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000; types {{ }} default_type image/jpeg;
+  {certificate}
   client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
   uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   server {{
-    listen 127.0.0.1:{api_port};
+    listen 127.0.0.1:{api_port}{tls};
     location ~ ^/v3/orders/ {{ default_type application/json; alias {folder}/order.json; }}
     location /v3/images/ {{ return 302 /asset$request_uri; }}
-    location /asset/ {{ return 302 http://127.0.0.1:{storage_port}/{image}?of=$request_uri; }}
+    location /asset/ {{ return 302 {scheme}://127.0.0.1:{storage_port}/{image}?of=$request_uri; }}
   }}
-  server {{ listen 127.0.0.1:{storage_port}; root {folder}; }}
+  server {{ listen 127.0.0.1:{storage_port}{tls}; root {folder}; }}
 }}
 """
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A running origin: the API's base address, and the address of one body as large as all images together."""
+    """A running origin: the API's base address, and the address of one body as large as all images together.
+
+    ``environment`` is what a client needs to trust it.
+    """
 
     api_base: str
     whole_url: str
-    image_url: str
-    server: str
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,19 +77,25 @@ def write_files(folder: Path, load: Load) -> None:
 
 
 @asynccontextmanager
-async def running_origin(folder: Path, *, delay_seconds: float = 0.0) -> AsyncIterator[Origin]:
-    """Serve the files of ``folder``; ``delay_seconds`` pass before the first byte of each image."""
+async def running_origin(folder: Path, *, delay_seconds: float = 0.0, tls: bool = False) -> AsyncIterator[Origin]:
+    """Serve the files of ``folder``; ``delay_seconds`` pass before the first byte of each image. TLS needs nginx."""
     if delay_seconds or shutil.which("nginx") is None:
         async with _aiohttp_origin(folder, delay_seconds) as origin:
             yield origin
         return
     api_port, storage_port = _free_ports(2)
     config = folder / "nginx.conf"
-    config.write_text(_NGINX.format(folder=folder, api_port=api_port, storage_port=storage_port, image=IMAGE))
+    scheme, listen, certificate, environment = _secured(folder) if tls else ("http", "", "", {})
+    config.write_text(
+        _NGINX.format(
+            folder=folder, api_port=api_port, storage_port=storage_port, image=IMAGE,
+            scheme=scheme, tls=listen, certificate=certificate,
+        )
+    )  # fmt: skip
     process = await asyncio.create_subprocess_exec("nginx", "-c", str(config), "-p", str(folder))
     try:
         await _listening(storage_port)
-        yield _origin(api_port, storage_port, "nginx")
+        yield _origin(api_port, storage_port, scheme, environment)
     finally:
         process.terminate()
         await process.wait()
@@ -118,15 +128,24 @@ async def _aiohttp_origin(folder: Path, delay_seconds: float) -> AsyncIterator[O
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
-        yield _origin(api_port, storage_port, "aiohttp")
+        yield _origin(api_port, storage_port, "http", {})
     finally:
         for runner in runners:
             await runner.cleanup()
 
 
-def _origin(api_port: int, storage_port: int, server: str) -> Origin:
-    storage = f"http://127.0.0.1:{storage_port}"
-    return Origin(f"http://127.0.0.1:{api_port}/v3", f"{storage}/{WHOLE}", f"{storage}/{IMAGE}", server)
+def _origin(api_port: int, storage_port: int, scheme: str, environment: dict[str, str]) -> Origin:
+    return Origin(f"{scheme}://127.0.0.1:{api_port}/v3", f"{scheme}://127.0.0.1:{storage_port}/{WHOLE}", environment)
+
+
+def _secured(folder: Path) -> tuple[str, str, str, dict[str, str]]:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+    file = folder / "server.pem"
+    lines = f"ssl_certificate {file}; ssl_certificate_key {file};"
+    return "https", " ssl", lines, {"SSL_CERT_FILE": str(folder / "authority.pem")}
 
 
 def _free_ports(number: int) -> list[int]:
