@@ -1,8 +1,9 @@
 """One GET on one connection: the question goes out, the answer is read as it comes (RFC 9112).
 
-aiohttp opens, secures, pools and closes the connections. What happens on one in between is done here, because
-aiohttp's own client takes three times as long for a request, of which every image needs three, and copies each
-body once more. llhttp (by httptools) reads heads and chunks; a body of known length is only counted.
+aiohttp opens, secures, pools and closes the connections. What happens on one in between is done here: every image
+needs three requests, and aiohttp's own client takes 66 µs instead of 46 for one that is redirected, 106 instead of 76
+for an image of 300 KB, whose body it copies once more. llhttp (by httptools) reads heads and chunks; a body of known
+length is only counted.
 
 States: asked, then the answer's head is read, then its body; then ended, or failed. Ownership: an exchange owns its
 connection until then, and hands it back by itself, to be used again only after a clean end. It holds at most what
