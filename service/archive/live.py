@@ -21,7 +21,12 @@ class News:
 
 
 def may_change(order: Order, options: ArchiveOptions) -> bool:
-    """Tell whether what the caller asked for may still become ready, or appear."""
+    """Tell whether what the caller asked for may still become ready, or appear.
+
+    As long as a busy order lists nothing, nobody can know whether it will have the images that the caller names.
+    """
+    if not order.images:
+        return order.busy
     if options.only:
         return any(image.readiness is Readiness.NOT_READY and image.image_id in options.only for image in order.images)
     return order.busy or any(image.readiness is Readiness.NOT_READY for image in order.images)

@@ -104,3 +104,10 @@ def test_what_is_worth_waiting_for() -> None:
     assert may_change(mixed, ArchiveOptions(only=("b",)))
     assert not may_change(mixed, ArchiveOptions(only=("a",)))
     assert not may_change(order(image("a", READY), busy=False), ArchiveOptions())
+
+
+def test_an_order_that_lists_nothing_yet() -> None:
+    """While it is busy it may come to list whatever the caller names; when it is not, nothing."""
+    for options in (ArchiveOptions(), ArchiveOptions(only=("a",))):
+        assert may_change(order(), options)
+        assert not may_change(order(busy=False), options)

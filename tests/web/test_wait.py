@@ -169,6 +169,43 @@ async def test_an_order_that_is_still_merging(sandbox: Sandbox, live: str, clien
     assert (status, sorted(entries(body))) == (200, ["0.jpg", "1.jpg"])
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "names"),
+    [
+        pytest.param("id-of-1", 200, ["1.jpg"], id="in the list"),
+        pytest.param("id-of-2", 200, ["2.jpg"], id="in the list, and not ready yet"),
+        pytest.param("id-of-9", 400, [], id="not in the list"),
+    ],
+)
+async def test_who_names_images_waits_for_the_list(
+    asked: str, status: int, names: list[str], sandbox: Sandbox, live: str, client: aiohttp.ClientSession
+) -> None:
+    """Whether an order has an image is not known while it is being merged: nobody is refused for it till then."""
+    order = sandbox.add_order([], merging=True)
+
+    def merged() -> None:
+        order.is_merging = False
+        for number, polls in ((0, None), (1, None), (2, 2)):
+            sandbox.add_image(order.order_id, image(number, image_id=f"id-of-{number}", ready_after_polls=polls))
+
+    sandbox.on_poll(order.order_id, 3, merged)
+    found, body = await waited_for(client, live, order.order_id, f"?wait=60&only={asked}")
+    assert found == status, body
+    if status == 200:
+        assert list(entries(body)) == names
+    else:
+        problem = json.loads(body)
+        assert (problem["type"], problem["image_id"]) == ("/problems/image-not-in-order", asked)
+
+
+async def test_a_list_that_does_not_come_in_time(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """If the order is still being merged when the wait is over, that is the answer, also to who names images."""
+    order = sandbox.add_order([], merging=True)
+    async with client.get(images_url(service, order.order_id, "?wait=1&only=x")) as response:
+        assert (response.status, (await response.json())["type"]) == (409, "/problems/order-not-ready")
+    assert order.polls > 1
+
+
 async def test_one_look_serves_all_who_wait(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
     """Archives that wait for the same order share the looks at it."""
     order = sandbox.add_order([image(0), image(1, status="processing")])
