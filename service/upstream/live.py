@@ -19,6 +19,9 @@ log = structlog.get_logger(__name__)
 
 # Clients of the API ask every 2 to 10 s; processing takes 5 to 60 s an image. Each look without news waits longer.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, GROWTH = 2.0, 10.0, 1.5
+# Between the end of one look and the next, however many notices come: the API sends one for each image, and a hundred
+# that are ready together need a few looks, not a hundred. Nobody notices a quarter of a second.
+LEAST_PAUSE_SECONDS = 0.25
 # Of a pause, so that many orders do not ask together.
 JITTER = 0.25
 # A look that takes longer is worth nothing any more: the next one comes.
@@ -158,7 +161,10 @@ class LiveOrders:
             followed.end()
 
     def wake(self, order_id: str) -> bool:
-        """Look at an order at once, because it is said to have changed; tell whether anybody follows it."""
+        """Look at an order soon, because it is said to have changed; tell whether anybody follows it.
+
+        That is at once, or ``LEAST_PAUSE_SECONDS`` after the last look; what is said until then is one reason to look.
+        """
         followed = self._followed.get(order_id)
         if followed is not None:
             followed.woken.set()
@@ -166,11 +172,13 @@ class LiveOrders:
 
     async def _poll(self, order_id: str, followed: _Followed) -> None:
         structlog.contextvars.bind_contextvars(order_id=order_id)
-        clock, looks_without_news = asyncio.get_running_loop().time, 0
+        clock, looks_without_news, least_pause_seconds = asyncio.get_running_loop().time, 0, 0.0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_seconds(looks_without_news, random.random())):
+                    await asyncio.sleep(least_pause_seconds)  # a notice that comes meanwhile is still there behind it
                     await followed.woken.wait()
+            least_pause_seconds = LEAST_PAUSE_SECONDS
             followed.woken.clear()
             asked = clock()
             try:

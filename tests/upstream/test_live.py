@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -12,6 +13,7 @@ from service.model import Image, Order, Readiness
 from service.upstream.live import (
     FIRST_PAUSE_SECONDS,
     JITTER,
+    LEAST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     Follower,
     LiveOrders,
@@ -30,12 +32,15 @@ class Looks:
         self._answers = list(answers)
         self.gate = asyncio.Semaphore(0)
         self.begun = 0
+        self.spans: list[tuple[float, float]] = []  # when each that was answered began and ended
 
     async def __call__(self, order_id: str, seconds: float) -> Order:
         """Look."""
         del order_id, seconds
         self.begun += 1
+        began = now()
         await self.gate.acquire()
+        self.spans.append((began, now()))
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -132,6 +137,38 @@ async def test_a_notice_during_a_look_makes_another() -> None:
         looks.gate.release()
         looks.gate.release()
         assert await follower.next() == LATER
+
+
+async def test_a_flood_of_notices_does_not_flood_the_upstream() -> None:
+    """However many notices come, a pause lies between two looks; the first is made at once."""
+    looks = Looks(ORDER, LATER, LATEST, LATEST)
+    orders = LiveOrders(looks)
+    for _ in range(4):
+        looks.gate.release()
+    async with following(orders, ORDER):
+        began = now()
+        while len(looks.spans) < 4:
+            assert orders.wake("o")
+            await asyncio.sleep(0)
+    assert looks.spans[0][0] - began < LEAST_PAUSE_SECONDS
+    pauses = [after[0] - before[1] for before, after in pairwise(looks.spans)]
+    # The loop may be early by the resolution of its clock.
+    assert min(pauses) >= LEAST_PAUSE_SECONDS - 0.001
+
+
+async def test_a_notice_during_the_pause_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single notice that comes right after a look makes another, although nothing else would."""
+    monkeypatch.setattr("service.upstream.live.pause_seconds", lambda _looks, _chance: 1000.0)
+    looks = Looks(LATER, LATEST)
+    orders = LiveOrders(looks)
+    async with following(orders, ORDER) as follower, asyncio.timeout(10):
+        orders.wake("o")
+        looks.gate.release()
+        assert await follower.next() == LATER
+        orders.wake("o")
+        looks.gate.release()
+        assert looks.begun == 1
+        assert await follower.next() == LATEST
 
 
 async def test_one_look_at_a_time_for_all_who_follow() -> None:

@@ -146,8 +146,8 @@ OPERATIONS = (
         "takeWebhook",
         "Operation",
         "For the Autoenhance API: tell that an image is ready",
-        "Downloads with `wait` look at their order at once, instead of after some seconds. The API sends the secret in "
-        "the header `Authentication`.",
+        "Downloads with `wait` look at their order at once, or 0.25 s after the last look, instead of after some "
+        "seconds. The API sends the secret in the header `Authentication`.",
         (Success(204, "Taken."),),
         (InvalidBody, WebhookRefused, WebhookDisabled),
         body={"required": False, "content": json_content({"type": "object"})},
