@@ -150,7 +150,7 @@ class Api:
         if not variant.buys:
             return True
         try:
-            self._world.buy(image, self._switches.credits)
+            self._world.buy(image, self._switches.credits, again=self._switches.repeats_cost)
         except OutOfCreditsError:
             return False
         return True

@@ -155,13 +155,13 @@ class World:
         """The credits spent so far."""
         return sum(self.ledger.values())
 
-    def buy(self, image: SandboxImage, balance: int | None) -> None:
-        """Spend a credit on an image unless it is paid for already.
+    def buy(self, image: SandboxImage, balance: int | None, *, again: bool = False) -> None:
+        """Spend a credit on an image unless it is paid for already, or ``again``.
 
         Raises:
             OutOfCreditsError: the credits spent have reached ``balance``.
         """
-        if image.downloaded:
+        if image.downloaded and not again:
             return
         if balance is not None and self.credits_spent >= balance:
             raise OutOfCreditsError

@@ -241,6 +241,17 @@ async def test_only_the_full_size_costs(
     assert image.downloaded is bool(credits_spent)
 
 
+async def test_a_repeat_may_cost_again(sandbox: Sandbox, session: ClientSession) -> None:
+    """With the switch the ledger counts every request for full quality, also for what is paid already."""
+    (image,) = sandbox.add_order([SandboxImage("a.jpg")]).images
+    for repeats_cost, spent in ((False, 1), (False, 1), (True, 2), (True, 3)):
+        sandbox.repeats_cost = repeats_cost
+        url = f"{sandbox.api_base}/images/{image.image_id}/enhanced?preview=false"
+        async with session.get(url, headers={"x-api-key": sandbox.api_key}, allow_redirects=False) as response:
+            assert response.status == 302
+        assert sandbox.ledger == {image.image_id: spent}
+
+
 async def test_head_buys_as_well(sandbox: Sandbox, session: ClientSession) -> None:
     """The API's framework answers HEAD by running the same code as GET."""
     image = sandbox.orders[DEMO_ORDER_ID].images[0]
