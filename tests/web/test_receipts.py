@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+import re
+import socket
+import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
 from pydantic import SecretStr
+from yarl import URL
 
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
 from tests.archives import add_order, download, images_url
@@ -240,18 +245,69 @@ async def test_events_are_not_for_head(service: str, client: aiohttp.ClientSessi
         assert response.status == 200
 
 
-async def test_a_watcher_that_reads_nothing_holds_nobody_up(
-    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+@asynccontextmanager
+async def watcher_that_takes_nothing(service: str, archive_id: str) -> AsyncIterator[socket.socket]:
+    """Ask for an archive's events and read none of them; both kernels hold as little as they can be made to."""
+    loop, url = asyncio.get_running_loop(), URL(service)
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        # The kernel at the other end makes room for a number of segments: so these are small.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        await loop.sock_connect(sock, (url.host, url.port))
+        head = f"GET /archives/{archive_id}/events HTTP/1.1\r\nHost: {url.host}\r\n\r\n"
+        await loop.sock_sendall(sock, head.encode())
+        yield sock
+
+
+async def event_streams(client: aiohttp.ClientSession, service: str) -> int:
+    """Return how many watchers hold a place."""
+    async with client.get(f"{service}/metrics") as response:
+        (found,) = re.findall(r"^batch_event_streams (\S+)$", await response.text(), re.MULTILINE)
+    return int(float(found))
+
+
+async def test_a_watcher_that_takes_nothing_holds_nobody_up(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """The archive of a thousand images goes on whether its watchers read or not."""
+    """The archive of a thousand images is complete while a watcher is still stuck in the middle of what happened."""
+    service = await start_service(upstream_requests_per_second=10_000)
+    sandbox.rate_limit = None
     order = add_order(sandbox, [100] * 1000)
     archive_id = str(uuid.uuid4())
-    async with aiohttp.ClientSession(read_bufsize=1024) as lazy:
-        watching = asyncio.create_task(lazy.get(f"{service}/archives/{archive_id}/events"))
+    async with watcher_that_takes_nothing(service, archive_id):
         files = await download(client, images_url(service, order.order_id, f"?archive_id={archive_id}"))
-        response = await watching
-        response.close()
-    assert len(files) == 1000
+        assert len(files) == 1000
+        assert await event_streams(client, service) == 1
+        assert (await receipt_of(client, service, archive_id))["state"] == "complete"
+
+
+async def test_a_watcher_that_takes_nothing_is_cut_off(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """After CLIENT_STALL_SECONDS its connection is broken off and its place is free, while the archive goes on."""
+    service = await start_service(client_stall_seconds=0.5, upstream_requests_per_second=10_000)
+    sandbox.rate_limit = None
+    order = add_order(sandbox, [100] * 1000)
+    gate = sandbox.faults.pause(order.images[0].image_id, origin="api")
+    archive_id = str(uuid.uuid4())
+    asking = asyncio.create_task(client.get(images_url(service, order.order_id, f"?archive_id={archive_id}")))
+    await gate.reached.wait()
+    began = time.monotonic()
+    async with watcher_that_takes_nothing(service, archive_id) as sock, asyncio.timeout(30):
+        seen = [await event_streams(client, service)]
+        while seen[-1] or not any(seen):
+            seen.append(await event_streams(client, service))
+        assert time.monotonic() - began >= 0.5
+        assert (await receipt_of(client, service, archive_id))["state"] == "streaming"
+        taken = b""
+        while piece := await asyncio.get_running_loop().sock_recv(sock, 65536):
+            taken += piece
+        assert b"event: snapshot" in taken
+        assert not taken.endswith(b"\r\n0\r\n\r\n"), "what is cut off must not pass for the end"
+    gate.release()
+    async with await asking as response:
+        await response.read()
 
 
 async def test_receipts_need_the_same_key(start_service: StartService, client: aiohttp.ClientSession) -> None:
