@@ -24,7 +24,7 @@ def archive_in_mid_stream(sandbox: Sandbox) -> tuple[SandboxOrder, Gate]:
 async def draining(service: RunningService, client: aiohttp.ClientSession) -> list[str]:
     """Ask for the readiness until it is gone, and return the reasons."""
     while True:
-        async with client.get(f"{service.url}/health/ready") as response:
+        async with client.get(f"{service.url}/health/ready?upstream=ignore") as response:
             if response.status == 503:
                 reasons: list[str] = (await response.json())["reasons"]
                 return reasons

@@ -5,8 +5,12 @@ import inspect
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from service.errors import RouteNotFound, concrete_errors
+from service.errors import InvalidParameter, RepeatedParameter, RouteNotFound, UnknownParameter, concrete_errors
 from service.web.services import SERVICES
+
+# The one thing that may be said to /health/ready, upstream=ignore: an upstream that fails is no reason. Without it all
+# replicas become unready together, and a proxy that then serves nobody takes page and receipts away too.
+UPSTREAM, IGNORE = "upstream", "ignore"
 
 
 async def health(request: web.Request) -> web.Response:
@@ -22,15 +26,32 @@ async def live(_request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """Say whether orders can be served: 503 with the reasons if not."""
-    services = request.app[SERVICES]
+    services, ignores_upstream = request.app[SERVICES], _ignores_upstream(request)
     conditions = {
         "no_api_key": services.upstream is None,
         "draining": services.admission.draining,
-        "upstream_breaker_open": services.breaker.is_open,
+        "upstream_breaker_open": services.breaker.is_open and not ignores_upstream,
     }
     reasons = [reason for reason, holds in conditions.items() if holds]
     status = 503 if reasons else 200
     return web.json_response({"status": "unready" if reasons else "ok", "reasons": reasons}, status=status)
+
+
+def _ignores_upstream(request: web.Request) -> bool:
+    """Tell whether whoever asks wants to know of this process alone.
+
+    Raises:
+        InvalidParameter, UnknownParameter, RepeatedParameter: or a misspelt probe would ask something else.
+    """
+    for name in request.query:
+        if name != UPSTREAM:
+            raise UnknownParameter(name, f"There is no parameter {name!r}; known is {UPSTREAM}.")
+    values = request.query.getall(UPSTREAM, [])
+    if len(values) > 1:
+        raise RepeatedParameter(UPSTREAM, f"The parameter {UPSTREAM!r} is given more than once.")
+    if values not in ([], [IGNORE]):
+        raise InvalidParameter(UPSTREAM, f"{UPSTREAM!r} must be {IGNORE}.")
+    return bool(values)
 
 
 async def metrics(request: web.Request) -> web.Response:

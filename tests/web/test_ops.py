@@ -32,6 +32,8 @@ TOKEN = "operators-only-7"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 FAIL, SUCCEED = "fail", "succeed"
+# What deploy/kubernetes asks.
+OF_THE_PROCESS = "/health/ready?upstream=ignore"
 
 
 async def answer(client: aiohttp.ClientSession, url: str, **headers: str) -> tuple[int, Any]:
@@ -55,7 +57,26 @@ async def test_health_without_a_key(start_service: StartService, client: aiohttp
     service = await start_service(autoenhance_api_key=None)
     assert await answer(client, f"{service}/health") == (200, {"status": "ok", "api_key_configured": False})
     assert await answer(client, f"{service}/health/live") == (200, {"status": "ok"})
-    assert await answer(client, f"{service}/health/ready") == (503, {"status": "unready", "reasons": ["no_api_key"]})
+    for path in ("/health/ready", OF_THE_PROCESS):
+        assert await answer(client, service + path) == (503, {"status": "unready", "reasons": ["no_api_key"]})
+
+
+@pytest.mark.parametrize(
+    ("query", "slug"),
+    [
+        ("upstream=", "invalid-parameter"),
+        ("upstream=Ignore", "invalid-parameter"),
+        ("upstream=ignore&upstream=ignore", "repeated-parameter"),
+        ("up=ignore", "unknown-parameter"),
+        ("upstream=ignore&x", "unknown-parameter"),
+    ],
+)
+async def test_a_misspelt_readiness_is_refused(
+    query: str, slug: str, service: str, client: aiohttp.ClientSession
+) -> None:
+    """A probe that says something else than is known is told so, rather than answered as if it had not."""
+    status, problem = await answer(client, f"{service}/health/ready?{query}")
+    assert (status, problem["type"]) == (400, f"/problems/{slug}")
 
 
 async def test_health_waits_for_nobody(
@@ -138,6 +159,7 @@ async def test_readiness_follows_the_upstream(
     expected = (503, {"status": "unready", "reasons": ["upstream_breaker_open"]})
     found = await answer(client, f"{service}/health/ready")
     assert (found == expected) is opens
+    assert await answer(client, service + OF_THE_PROCESS) == (200, {"status": "ok", "reasons": []})
     scrape = await scrape_after(client, service, archives=2)
     assert scrape("batch_upstream_breaker_open") == opens
     if fault.status != 429:  # which makes the next look-up wait longer than its deadline

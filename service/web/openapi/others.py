@@ -8,8 +8,10 @@ from service.errors import (
     AtCapacity,
     Draining,
     InvalidBody,
+    InvalidParameter,
     NotConfigured,
     NothingUploaded,
+    RepeatedParameter,
     RouteNotFound,
     SentryNotConfigured,
     SentryRefused,
@@ -17,6 +19,7 @@ from service.errors import (
     SentryUnreadable,
     SignInRefused,
     TooManyFailures,
+    UnknownParameter,
     UnsupportedMediaType,
     UploadStalled,
     WebhookDisabled,
@@ -27,6 +30,7 @@ from service.web.openapi.downloads import HERE
 from service.web.openapi.operation import KEY, OPERATOR, WEBHOOK, Operation, Success, json_content
 from service.web.openapi.parameters import TRACING
 from service.web.openapi.schemas import exactly, listed, ref
+from service.web.ops import IGNORE, UPSTREAM
 from service.web.upload_parts import FILES, ORDER_NAME
 
 _OPERATOR_PROBLEMS = (AdminRequired, AdminDisabled, TooManyFailures)
@@ -183,10 +187,20 @@ OPERATIONS = (
         "getReadiness",
         "Operation",
         "Whether orders can be served",
-        "For what decides where requests go.",
+        "For what decides where requests go. Where that would take every replica away while the API is down, and with "
+        "them all that needs no API, `upstream=ignore` asks of the process alone.",
         (
             Success(200, "They can.", json_content(ref("Readiness"))),
             Success(503, "They cannot; `reasons` says why.", json_content(ref("Readiness"))),
+        ),
+        (InvalidParameter, UnknownParameter, RepeatedParameter),
+        (
+            {
+                "name": UPSTREAM,
+                "in": "query",
+                "description": "`ignore`: an API that fails is no reason.",
+                "schema": {"type": "string", "enum": [IGNORE]},
+            },
         ),
     ),
     Operation(
