@@ -105,7 +105,9 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
     app.router.add_get("/openapi.json", openapi_handler(_version()))
     app.router.add_get("/docs", get_docs)
     app.router.add_get("/docs/{asset}", get_docs_asset)
-    _add_ops_routes(app)
+    _add_health_routes(app)
+    if settings.metrics_port is None:
+        app.router.add_get("/metrics", ops.metrics)
 
     async def services(app: web.Application) -> AsyncIterator[None]:
         session = open_session(
@@ -137,7 +139,8 @@ def create_ops_app(services: Services) -> web.Application:
     """Return what METRICS_PORT serves: health and metrics of a running app, which owns the services."""
     app = _bare_app()
     app[SERVICES] = services
-    _add_ops_routes(app)
+    _add_health_routes(app)
+    app.router.add_get("/metrics", ops.metrics)
     return app
 
 
@@ -147,11 +150,10 @@ def _bare_app() -> web.Application:
     return app
 
 
-def _add_ops_routes(app: web.Application) -> None:
+def _add_health_routes(app: web.Application) -> None:
     app.router.add_get("/health", ops.health)
     app.router.add_get("/health/live", ops.live)
     app.router.add_get("/health/ready", ops.ready)
-    app.router.add_get("/metrics", ops.metrics)
 
 
 def _access(settings: Settings, *, sandbox: bool) -> Access:

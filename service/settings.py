@@ -50,7 +50,8 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=65535,
-        description="One more port, at the same address, for /metrics and /health* alone; 0 takes a free one.",
+        description="One more port, at the same address, for /metrics, which is then not on PORT, and /health*; "
+        "0 takes a free one.",
     )
     public_url: str | None = Field(
         None,

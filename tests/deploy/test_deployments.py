@@ -109,7 +109,9 @@ def test_compose_names_every_replica() -> None:
     for upstream in upstreams:
         assert re.findall(r"^ +server ([\w-]+):8000 ", upstream, re.MULTILINE) == replicas
     (scraped,) = load(DEPLOY / "prometheus" / "prometheus.compose.yml")["scrape_configs"]
-    assert scraped["dns_sd_configs"][0]["names"] == replicas
+    (found,) = scraped["dns_sd_configs"]
+    assert found["names"] == replicas
+    assert {str(found["port"])} == {services[one]["environment"]["METRICS_PORT"] for one in replicas}
     assert list(services["proxy"]["depends_on"]) == replicas
 
 

@@ -493,6 +493,7 @@ async def for_operators(world: World) -> None:
         await world.ask("GET", service + path, 200)
     await world.ask("GET", service + "/metrics", 200, headers={"Accept": "application/openmetrics-text"})
     await world.ask("GET", await world.start(autoenhance_api_key=None) + "/health/ready", 503)
+    await world.ask("GET", await world.start(metrics_port=0) + "/metrics", 404)
     await world.ask("GET", service + "/health/ready?upstream=ignore", 200)
     for query in ("upstream=x", "previw=false", "upstream=ignore&upstream=ignore"):
         await world.ask("GET", f"{service}/health/ready?{query}", 400)

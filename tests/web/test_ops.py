@@ -187,7 +187,7 @@ async def test_storage_does_not_open_the_breaker(
 
 
 async def test_metrics_port(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
-    """METRICS_PORT serves metrics and health and nothing else, counts the same, and closes with the service."""
+    """METRICS_PORT serves metrics, which PORT does not then, and health, which both do; it closes with the service."""
     with capture_logs() as lines:
         async with running(settings_for(sandbox, metrics_port=0)) as service:
             (ops,) = (line["url"] for line in lines if line["event"] == "service.metrics_started")
@@ -197,20 +197,22 @@ async def test_metrics_port(sandbox: Sandbox, client: aiohttp.ClientSession) -> 
             assert scrape("batch_archives_total", outcome="complete") == 1
             for path in ("/health", "/health/live", "/health/ready"):
                 assert (await answer(client, ops + path))[0] == 200
+                assert (await answer(client, service + path))[0] == 200
             for path in (f"/orders/{DEMO_ORDER_ID}/images", "/api/stats"):
                 async with client.get(ops + path) as response:
                     assert response.status == 404
-            async with client.get(f"{service}/metrics") as response:
-                assert response.status == 200
+            for method in ("GET", "HEAD"):
+                async with client.request(method, f"{service}/metrics") as response:
+                    assert (response.status, response.content_type) == (404, "application/problem+json")
     with pytest.raises(aiohttp.ClientConnectorError):
         await client.get(f"{ops}/metrics")
 
 
-async def test_metrics_port_is_not_there_unless_asked_for(sandbox: Sandbox) -> None:
-    """Without the setting there is one port."""
+async def test_metrics_port_is_not_there_unless_asked_for(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """Without the setting there is one port, and it has the metrics."""
     with capture_logs() as lines:
-        async with running(settings_for(sandbox)):
-            pass
+        async with running(settings_for(sandbox)) as service, client.get(f"{service}/metrics") as response:
+            assert response.status == 200
     assert "service.metrics_started" not in {line["event"] for line in lines}
 
 

@@ -209,7 +209,7 @@ OPERATIONS = (
         "getMetrics",
         "Operation",
         "Metrics for Prometheus",
-        "In the text format, or as OpenMetrics for who asks for it in `Accept`.",
+        "In the text format, or as OpenMetrics for who asks for it in `Accept`. Not here if `METRICS_PORT` is set.",
         (
             Success(
                 200,
@@ -217,6 +217,7 @@ OPERATIONS = (
                 {**_PLAIN, "application/openmetrics-text": {"schema": {"type": "string"}}},
             ),
         ),
+        (RouteNotFound,),
     ),
     Operation(
         "get",
