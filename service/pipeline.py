@@ -280,12 +280,12 @@ class ArchiveStream:
             self._wait_ends()
             self._put(end)
             sha256 = digest.hexdigest() if digest is not None else None
-            self._record(self._outcome(slot, entry=entry, sha256=sha256))
+            self._record(self._outcome(slot, entry=entry, sha256=sha256), slot.seconds)
             return
         self._wait_ends()
         if opened:
             self._roll_back(slot, failure.detail)
-        self._record(self._outcome(slot, failure=failure))
+        self._record(self._outcome(slot, failure=failure), slot.seconds)
 
     def _open_entry(self, slot: PlannedSlot, opened: Opened) -> "hashlib._Hash | None":
         """Begin an entry; return what sums up its data, if that is asked for."""
@@ -314,11 +314,11 @@ class ArchiveStream:
     ) -> Outcome:
         return Outcome(slot.item.position, slot.item.image, slot.download.attempts, entry, failure, sha256)
 
-    def _record(self, outcome: Outcome) -> None:
-        """Note one image's outcome, and draw the consequences of a failure."""
+    def _record(self, outcome: Outcome, seconds: float | None = None) -> None:
+        """Note one image's outcome, and draw the consequences of a failure; ``seconds`` is how long it was fetched."""
         self.outcomes.append(outcome)
         self._count(outcome)
-        _log_outcome(outcome)
+        _log_outcome(outcome, seconds if outcome.attempts else None)
         if outcome.failure is None:
             self._failures_in_row = 0
             return
@@ -359,8 +359,13 @@ class ArchiveStream:
         yield from self._writer.finish()
 
 
-def _log_outcome(outcome: Outcome) -> None:
-    facts = {"image_id": outcome.image.image_id, "position": outcome.position, "attempts": outcome.attempts}
+def _log_outcome(outcome: Outcome, seconds: float | None) -> None:
+    facts = {
+        "image_id": outcome.image.image_id,
+        "position": outcome.position,
+        "attempts": outcome.attempts,
+        "seconds": None if seconds is None else round(seconds, 3),
+    }
     if outcome.entry is not None:
         log.info("image.downloaded", **facts, bytes=outcome.entry.size, entry=outcome.entry.name)
     elif outcome.failure is not None:

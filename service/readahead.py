@@ -70,6 +70,8 @@ class Slot(Generic[ItemT]):
         self._room_asked: asyncio.Future[bool] | None = None
         self._moved: asyncio.Future[None] | None = None
         self._loop = loop
+        self._began = loop.time()
+        self._ended_at: float | None = None
 
     async def put(self, event: DownloadEvent) -> None:
         """Take an event in, waiting for room."""
@@ -85,6 +87,7 @@ class Slot(Generic[ItemT]):
     def finish(self, error: BaseException | None) -> None:
         """Nothing more will come: the download is complete, or has failed with ``error``."""
         self.ended = True
+        self._ended_at = self._loop.time()
         self._error = error
         # Also a copy that broke off and then turned out to be complete is ready.
         self.ready = error is None
@@ -106,6 +109,11 @@ class Slot(Generic[ItemT]):
         self._clear()
         for account in self._accounts:
             account.close()
+
+    @property
+    def seconds(self) -> float:
+        """How long the download has run, or ran: what waits for the reader when it has ended is not in it."""
+        return (self._loop.time() if self._ended_at is None else self._ended_at) - self._began
 
     @property
     def at_hand(self) -> bool:

@@ -162,6 +162,7 @@ async def test_partial_archive(
     of_images = events(logged, "image.downloaded") + events(logged, "image.failed")
     assert {line["image_id"] for line in of_images} == {image.image_id for image in order.images}
     assert len(of_images) == 3
+    assert all(0 < one["seconds"] <= times["seconds"] for one in of_images)
     assert {(one["request_id"], one["archive_id"], one["order_id"]) for one in of_images} == {
         ("call-1", archive_id, order.order_id)
     }

@@ -13,8 +13,8 @@ from tests.test_docs import LOG_METHODS, ROOT, log_events
 DOCUMENT = (ROOT / "deploy" / "OBSERVABILITY.md").read_text(encoding="utf-8")
 # Fields that a helper of the code adds, so that they do not stand in the call.
 ADDED_FIELDS = {
-    "image.downloaded": {"image_id", "position", "attempts"},
-    "image.failed": {"image_id", "position", "attempts"},
+    "image.downloaded": {"image_id", "position", "attempts", "seconds"},
+    "image.failed": {"image_id", "position", "attempts", "seconds"},
     "image.retried": {"image_id"},
     "image.resumed": {"image_id"},
     "request.failed": {"exception"},

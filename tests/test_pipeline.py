@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.archive.plan import ArchiveOptions, ArchivePlan, ManifestMode, OnError, plan_archive
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext
@@ -229,6 +230,23 @@ async def test_slow_image_comes_last_under_its_own_name() -> None:
 async def test_image_of_untold_size() -> None:
     """An image whose length was not announced is as good as any."""
     assert await Run({"a": image_of(KITCHEN, told=False)}).entries() == {"a.jpg": KITCHEN}
+
+
+async def test_the_log_says_how_long_each_image_took() -> None:
+    """From its first request to its own end, not to that of the image before it; null if it was never asked for."""
+    gate = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.3, gate.set)
+    slow = image_of(KITCHEN)
+    run = Run(
+        {"slow": [*slow[:2], gate, *slow[2:]], "behind": image_of(HALL), "broken": failing()},
+        readiness={"slow": Readiness.READY, "expired": Readiness.EXPIRED},
+    )
+    with capture_logs() as lines:
+        assert list(await run.entries())[:2] == ["slow.jpg", "behind.jpg"]
+
+    seconds = {line["image_id"]: line["seconds"] for line in lines if line["event"].startswith("image.")}
+    assert seconds.pop("expired") is None
+    assert seconds["slow"] >= 0.3 > max(seconds["behind"], seconds["broken"])
 
 
 # Copies that fail or begin again.
@@ -464,13 +482,16 @@ def _many(fate: str) -> dict[str, Sequence[object]]:
 async def test_giving_up(fate: str, asked: int) -> None:
     """After three failures of the upstream in a row nothing more is started, and the rest reported as such."""
     run = Run(_many(fate), in_flight=1, give_up_after=3)
-    entries = await run.entries()
+    with capture_logs() as lines:
+        entries = await run.entries()
 
     assert len(run.source.opened) == asked
     not_tried = [key for key, reason in run.failures.items() if reason is Reason.UPSTREAM_UNAVAILABLE]
     assert not_tried == [key for key in run.source.scripts if key not in run.source.opened]
     assert len(run.stream.outcomes) == len(run.counted) == len(fate)
     assert all(outcome.attempts == 0 for outcome in run.stream.outcomes if outcome.image.image_id in not_tried)
+    failed = [line for line in lines if line["event"] == "image.failed"]
+    assert [line["image_id"] for line in failed if line["seconds"] is None] == not_tried
     assert len(json.loads(entries[MANIFEST_NAME])["images"]) == len(fate)
 
 
