@@ -301,6 +301,29 @@ async def test_fault_of_our_own(
     assert [failed[name] for name in names] == [ended[name] for name in names] == [finished[name] for name in names]
 
 
+async def test_probes_that_succeed_are_not_in_the_way(
+    start_service: StartService, client: aiohttp.ClientSession, logged: io.StringIO
+) -> None:
+    """A 200 of health and metrics is logged at debug; what fails there, and every other request, at info."""
+    service = await start_service(autoenhance_api_key=None)
+    expected = {
+        "/health": "debug",
+        "/health/live": "debug",
+        "/metrics": "debug",
+        "/health/ready": "info",
+        "/health/none": "info",
+        "/api/stats": "info",
+    }
+    for path in expected:
+        async with client.get(service + path) as response:
+            assert response.status == {"/health/ready": 503, "/health/none": 404}.get(path, 200)
+    async with client.get(f"{service}/health/live?upstream=1", headers={"Host": "no host"}) as response:
+        assert response.status == 400
+    lines = events(logged, "http.request")
+    assert {line["path"]: line["level"] for line in lines[:-1]} == expected
+    assert (lines[-1]["path"], lines[-1]["level"]) == ("/health/live", "info")
+
+
 async def test_lines_of_a_connection_are_kept_apart(sandbox: Sandbox, service: str, logged: io.StringIO) -> None:
     """What is bound to one request is not found in the lines of the next on the same connection."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as one_connection:

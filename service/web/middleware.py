@@ -47,6 +47,9 @@ OTHER_METHOD = "other"
 NO_ROUTE = "unmatched"
 NO_STATUS = "none"
 
+# Probes and scrapes come every few seconds, tens of thousands a day: while all is well their lines hide the others.
+_ASKED_BY_MACHINES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+
 log = structlog.get_logger(__name__)
 
 
@@ -71,10 +74,14 @@ async def trace_request(request: web.Request, handler: Handler) -> web.StreamRes
 
 def _note(request: web.Request, status: int | None) -> None:
     seconds = round(time.monotonic() - request[ARRIVED], 4)
-    log.info("http.request", method=request.method, path=request.path, status=status, seconds=seconds)
     resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else NO_ROUTE
+    if route in _ASKED_BY_MACHINES and status == HTTPStatus.OK:
+        log.debug("http.request", method=request.method, path=request.path, status=status, seconds=seconds)
+    else:
+        log.info("http.request", method=request.method, path=request.path, status=status, seconds=seconds)
     request.app[SERVICES].metrics.http_requests.labels(
-        resource.canonical if resource is not None else NO_ROUTE,
+        route,
         request.method if request.method in _KNOWN_METHODS else OTHER_METHOD,
         NO_STATUS if status is None else str(status),
     ).inc()
