@@ -10,8 +10,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ import click
 from pydantic import SecretStr
 
 from service.archive.naming import visible
-from service.errors import SettingsError
+from service.cli_progress import Receiving, sending
+from service.errors import ArchiveIdInUse, SettingsError
 from service.logs import configure_logs
 from service.remote import Query, Service, ServiceRefused, TransferBroke
 from service.server import running
@@ -30,8 +31,6 @@ from service.verify import ArchiveDamaged, Verified, verify
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_BROKEN = 1, 2, 3
 POLL_SECONDS = 3.0
-SPINNER_SECONDS = 0.2
-MIB = 1024 * 1024
 
 _T = TypeVar("_T")
 
@@ -115,11 +114,11 @@ def create(target: _Target, files: tuple[Path, ...], name: str, wait: int) -> No
     total = sum(file.stat().st_size for file in files)
 
     async def send() -> dict[str, Any]:
-        with _progress("sending", total) as advance:
-            async with target.opened() as service:
+        async with target.opened() as service:
+            with sending(total) as advance:
                 made = await service.create_order(files, {"name": name} if name else {}, advance)
-                await _until_enhanced(service, made["order_id"], wait)
-                return made
+            await _until_enhanced(service, made["order_id"], wait)
+            return made
 
     made = _run(send())
     for image in made["images"]:
@@ -197,7 +196,7 @@ def download(
                 )
                 # What was agreed to binds the service too: the order may have changed since.
                 agreed = [*query, ("max_credits", str(max_credits if max_credits is not None else price))]
-            taking = partial(service.download, order_id, agreed, only=only, missing=missing, wait_seconds=wait)
+            taking = partial(_take, service, order_id, agreed, only=only, missing=missing, wait_seconds=wait)
             return await _fetch(taking, output, force=force)
 
     if not _run(fetch()):
@@ -245,20 +244,30 @@ async def _agree_to_spend(
     return price
 
 
-async def _fetch(
-    taking: Callable[[BinaryIO, Callable[[int], None]], Awaitable[int]], output: str, *, force: bool
-) -> bool:
+async def _take(service: Service, order_id: str, query: Query, sink: BinaryIO, **what: Any) -> int:
+    """Download an archive and show how far it is; return the number of images that it was to hold."""
+    async with Receiving(service).shown() as shown:
+        try:
+            watched = [*query, *shown.query]
+            return await service.download(order_id, watched, sink, shown.received, on_begin=shown.begun, **what)
+        except ServiceRefused as error:
+            # So it is if a proxy, which lost its connection, asks again by itself. To watch is not worth a download.
+            if not shown.query or not str(error.problem.get("type")).endswith(f"/{ArchiveIdInUse.slug}"):
+                raise
+            return await service.download(order_id, query, sink, shown.received, **what)
+
+
+async def _fetch(taking: Callable[[BinaryIO], Awaitable[int]], output: str, *, force: bool) -> bool:
     """Download the archive by ``taking``; return whether every image asked for is in it."""
     if output == "-":
-        with _progress("receiving") as advance:
-            await taking(sys.stdout.buffer, advance)
+        await taking(sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return True
     final = Path(output)
     part = _beside(final, force=force)
     try:
-        with part.open("wb") as sink, _progress("receiving") as advance:
-            asked = await taking(sink, advance)
+        with part.open("wb") as sink:
+            asked = await taking(sink)
             _to_disk(sink)
         verified = verify(part)
         if len(verified.images) + len(verified.failed) < asked:  # more may have appeared while it waited
@@ -292,32 +301,6 @@ def _told(final: Path, verified: Verified) -> bool:
 def _say(words: str, *, err: bool = False) -> None:
     """Write a line. Names and reasons in it were written by others: none of them may command the terminal."""
     click.echo(visible(words), err=err)
-
-
-@contextmanager
-def _progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error, if that is a terminal; yields what is told the number of new bytes."""
-    state = {"bytes": 0, "since": time.monotonic(), "shown": 0.0}
-    visible = sys.stderr.isatty()
-
-    def advance(number: int) -> None:
-        state["bytes"] += number
-        now = time.monotonic()
-        if visible and now - state["shown"] >= SPINNER_SECONDS:
-            state["shown"] = now
-            click.echo(f"\r{label} {_amount(state, total, now)}\x1b[K", nl=False, err=True)
-
-    try:
-        yield advance
-    finally:
-        if visible:
-            click.echo(f"\r{label} {_amount(state, total, time.monotonic())}\x1b[K", err=True)
-
-
-def _amount(state: Mapping[str, float], total: int | None, now: float) -> str:
-    speed = state["bytes"] / MIB / max(0.001, now - state["since"])
-    share = f" of {total / MIB:.1f}" if total is not None else ""
-    return f"{state['bytes'] / MIB:.1f}{share} MiB, {speed:.1f} MiB/s"
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:

@@ -102,12 +102,14 @@ class Service:
         sink: BinaryIO,
         on_bytes: Callable[[int], None],
         *,
+        on_begin: Callable[[], None] = lambda: None,
         only: Sequence[str] = (),
         missing: Sequence[str] = (),
         wait_seconds: int = 0,
     ) -> int:
         """Write the archive into ``sink``; return the number of images that it was to hold when it began.
 
+        ``on_begin`` is told that the service has begun to answer, ``on_bytes`` how many bytes have come.
         ``only`` are the images to take (all if there are none named), however many; or ``missing`` those that an
         earlier archive lacks, of which the order may have lost some.
 
@@ -121,10 +123,28 @@ class Service:
             query = [*query, ("wait", str(wait_seconds))]
         silence = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS + wait_seconds)
         async with self._answer(path=f"/orders/{order_id}/images", query=query, timeout=silence, **asked) as response:
+            on_begin()
             async for chunk in response.content.iter_any():
                 sink.write(chunk)
                 on_bytes(len(chunk))
             return int(response.headers.get("X-Total-Images", "0"))
+
+    async def progress(self, archive_id: str) -> AsyncIterator[tuple[int, int]]:
+        """Yield how many images of a download are done, and of how many, as its events tell it.
+
+        Ends with the download, or where its events cannot be had (any more): that is no error.
+        """
+        rest = b""
+        try:
+            async with self._answer("GET", f"/archives/{archive_id}/events") as response:
+                async for chunk in response.content.iter_any():
+                    *events, rest = (rest + chunk).split(b"\n\n")
+                    for counts in filter(None, map(_counts, events)):
+                        yield counts
+                    if len(rest) > MAX_ANSWER_BYTES:
+                        return
+        except (ServiceRefused, TransferBroke):
+            return
 
     @asynccontextmanager
     async def _answer(
@@ -150,6 +170,17 @@ async def _read(file: Path, on_bytes: Callable[[int], None]) -> AsyncIterator[by
         while chunk := content.read(UPLOAD_CHUNK_BYTES):
             yield chunk
             on_bytes(len(chunk))
+
+
+def _counts(event: bytes) -> tuple[int, int] | None:
+    """Return how many images are done, and of how many, if a server-sent event tells it."""
+    data = [line.removeprefix(b"data:") for line in event.splitlines() if line.startswith(b"data:")]
+    try:
+        told = json.loads(b"".join(data))
+        done, total = told["downloaded"] + told["failed"], told["total"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (done, total) if isinstance(done, int) and isinstance(total, int) else None
 
 
 async def _json(response: aiohttp.ClientResponse) -> dict[str, Any]:

@@ -24,7 +24,8 @@ LEAVES = {"errors", "logs", "metrics", "model"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"cli_order", "remote", "server", "app", "settings", "sandbox", *LEAVES},
-    "cli_order": {"archive", "remote", "verify", "server", "settings", *LEAVES},
+    "cli_order": {"archive", "cli_progress", "remote", "verify", "server", "settings", *LEAVES},
+    "cli_progress": {"remote"},
     "remote": set(),
     "verify": set(),
     "server": {"app", "web", "settings", "process", *LEAVES},

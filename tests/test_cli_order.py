@@ -3,13 +3,20 @@
 import asyncio
 import json
 import os
+import re
 import sys
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from pydantic import SecretStr
 
 from service.cli_order import _Target
@@ -18,6 +25,9 @@ from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbo
 from service.verify import ArchiveDamaged, verify
 from tests.archives import add_order, jpeg
 from tests.conftest import StartService
+
+SHOW_CURSOR = "\x1b[?25h"
+needs_a_terminal = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a pseudo-terminal")
 
 
 @dataclass
@@ -294,23 +304,108 @@ async def test_direct_opens_to_nobody_else(
         configure_logs(log_format="json", level="info")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a pseudo-terminal")
-async def test_progress_is_for_terminals(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
-    """On a terminal the bytes so far are shown on one line, which is not the archive's place; else nothing is."""
-    order = add_order(sandbox, [2_000_000])
+async def on_a_terminal(
+    *arguments: str | Path, cwd: Path, awaited: str = "", then: Callable[[], None] = lambda: None
+) -> Done:
+    """Run ``order`` with a terminal as its standard error, and return what was shown on it as ``err``.
+
+    ``then`` is called when ``awaited`` is shown.
+    """
     leader, follower = os.openpty()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service", "order", "--service", service, "download", order.order_id, "-o", "-",
-        cwd=tmp_path, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=follower,
-        env={"PATH": os.environ["PATH"]},
+        sys.executable, "-m", "service", "order", *map(str, arguments),
+        cwd=cwd, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=follower,
+        env={"PATH": os.environ["PATH"], "COLUMNS": "100"},
     )  # fmt: skip
-    out, _ = await process.communicate()
     os.close(follower)
-    shown = os.read(leader, 65536).decode()
-    os.close(leader)
-    assert process.returncode == 0
-    assert out.startswith(b"PK")
-    assert "\rreceiving 1.9 MiB, " in shown
+    called = partial(asyncio.get_running_loop().call_soon_threadsafe, then)
+    shown = asyncio.create_task(asyncio.to_thread(_read_terminal, leader, awaited, called))
+    out, _ = await process.communicate()
+    assert process.returncode is not None
+    return Done(process.returncode, out, await shown)
+
+
+def _read_terminal(leader: int, awaited: str, called: Callable[[], object]) -> str:
+    shown = b""
+    with os.fdopen(leader, "rb", buffering=0) as terminal, suppress(OSError):  # EIO is its end
+        while chunk := terminal.read(65536):
+            before, shown = shown, shown + chunk
+            if awaited.encode() in shown and awaited.encode() not in before:
+                called()
+    return shown.decode()
+
+
+@needs_a_terminal
+async def test_download_shows_its_images(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
+    """On a terminal a bar shows how many images are done, those that failed too, with the bytes beside it."""
+    order = add_order(sandbox, [2_000_000, 1000, 1000])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=404), origin="api")
+    gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=1_000_000)
+    done = await on_a_terminal(
+        "--service", service, "download", order.order_id, "-o", "-",
+        cwd=tmp_path, awaited=" 33%  1 of 3 images, ", then=gate.release,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.out.startswith(b"PK")
+    assert re.search(
+        r"receiving \[#+\] 100%  3 of 3 images, 1\.9 MiB, \d+\.\d MiB/s *" + re.escape(SHOW_CURSOR), done.err
+    )
+
+
+@needs_a_terminal
+async def test_create_shows_its_bytes(start_service: StartService, tmp_path: Path) -> None:
+    """On a terminal a bar shows how many bytes of the photos are sent, of how many."""
+    service = await start_service(admin_token=SecretStr("the-operators-token"))
+    (tmp_path / "a.jpg").write_bytes(jpeg(3_000_000, 1))
+    done = await on_a_terminal(
+        "--service", service, "--admin-token", "the-operators-token", "create", "a.jpg", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    assert re.search(r"sending \[#+\] 100%  2\.9 of 2\.9 MiB, \d+\.\d MiB/s", done.err)
+
+
+def strange_service(archive: bytes, *, events: int, id_taken: bool = False) -> web.Application:
+    """A service that has an archive, but whose receipts cannot be had: ``events`` is how it answers."""
+
+    async def images(request: web.Request) -> web.Response:
+        if id_taken and "archive_id" in request.query:
+            return web.json_response({"type": "/problems/archive-id-in-use"}, status=409)
+        return web.Response(body=archive, headers={"X-Total-Images": "1"})
+
+    async def no_events(_: web.Request) -> web.Response:
+        return web.Response(status=events, body=b"data: [1]\n\ndata: \xff\n\nevent: end\n\n" if events == 200 else b"")
+
+    app = web.Application()
+    app.router.add_get("/orders/{order_id}/images", images)
+    app.router.add_get("/archives/{archive_id}/events", no_events)
+    return app
+
+
+@needs_a_terminal
+@pytest.mark.parametrize(
+    "strange",
+    [
+        pytest.param({"events": 404}, id="another replica"),
+        pytest.param({"events": 401}, id="not allowed"),
+        pytest.param({"events": 200}, id="no events"),
+        pytest.param({"events": 404, "id_taken": True}, id="asked for twice by a proxy"),
+    ],
+)
+async def test_without_a_receipt_bytes_are_shown(
+    strange: dict[str, Any], sandbox: Sandbox, service: str, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Where nobody can say which images are done, the bytes are shown alone, and the download is as good as any."""
+    order = add_order(sandbox, [2_000_000])
+    async with client.get(f"{service}/orders/{order.order_id}/images") as response:
+        archive = await response.read()
+    async with TestServer(strange_service(archive, **strange)) as server:
+        done = await on_a_terminal(
+            "--service", str(server.make_url("")), "download", order.order_id, "-o", "a.zip", cwd=tmp_path
+        )
+    assert done.code == 0, done.err
+    assert (tmp_path / "a.zip").read_bytes() == archive
+    assert re.search(r"receiving 1\.9 MiB, \d+\.\d MiB/s *" + re.escape(SHOW_CURSOR), done.err)
+    assert "images," not in done.err.split(SHOW_CURSOR)[0]
 
 
 @pytest.mark.parametrize("command", [(), ("show",), ("create",), ("download",)], ids=" ".join)
