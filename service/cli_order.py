@@ -174,8 +174,8 @@ def download(
 ) -> None:
     """Download the images of the order ORDER_ID as one ZIP archive, and check every byte of it.
 
-    A file is written beside its final name until it is whole and checked; to standard output only the clean end of the
-    transfer is checked.
+    A file is written beside its final name, as a new one, until it is whole and checked; to standard output only the
+    clean end of the transfer is checked.
     """
     query = [*_query(choices), *([("preview", "false")] if full else [])]
     earlier = _earlier(missing_from, order_id) if missing_from is not None else None
@@ -265,8 +265,9 @@ async def _fetch(taking: Callable[[BinaryIO], Awaitable[int]], output: str, *, f
         return True
     final = Path(output)
     part = _beside(final, force=force)
+    sink = part.open("xb")  # it is ours alone: neither a file nor a symlink that lies there is touched
     try:
-        with part.open("wb") as sink:
+        with sink:
             asked = await taking(sink)
             _to_disk(sink)
         verified = verify(part)
@@ -282,7 +283,7 @@ def _beside(final: Path, *, force: bool) -> Path:
     """Return where a file is written until it is whole: in the same folder, so that renaming it is one step."""
     if final.exists() and not force:
         raise click.UsageError(f"{final} is there already; --force overwrites it")
-    return final.with_name(final.name + ".part")
+    return final.with_name(f"{final.name}.{secrets.token_hex(8)}.part")
 
 
 def _to_disk(sink: BinaryIO) -> None:

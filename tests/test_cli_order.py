@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import re
+import secrets
+import stat
 import sys
 import zipfile
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import aiohttp
 import pytest
@@ -19,7 +21,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from pydantic import SecretStr
 
-from service.cli_order import _Target
+from service.cli_order import _fetch, _Target
 from service.logs import configure_logs
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
 from service.verify import ArchiveDamaged, verify
@@ -199,6 +201,30 @@ async def test_a_broken_transfer_leaves_nothing(sandbox: Sandbox, start_service:
     gate.release()
     done = await running
     assert (done.code, os.listdir(tmp_path)) == (3, [])  # noqa: PTH208
+
+
+async def test_what_lies_beside_is_not_touched(
+    sandbox: Sandbox, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download is written into a new file: a symlink of its name is not followed, nor is it taken away."""
+    order = add_order(sandbox, [1000])
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    beside = [tmp_path / "a.zip.part", tmp_path / "a.zip.0123.part"]
+    for trap in beside:
+        trap.symlink_to(victim)
+    done = await run("--service", service, "download", order.order_id, "-o", "a.zip", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert stat.S_IMODE((tmp_path / "a.zip").stat().st_mode) == stat.S_IMODE(victim.stat().st_mode), "umask"
+
+    async def nothing(sink: BinaryIO) -> int:
+        return sink.write(b"overwritten")
+
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "0123")
+    with pytest.raises(FileExistsError):
+        await _fetch(nothing, str(tmp_path / "a.zip"), force=True)
+    assert (victim.read_bytes(), all(trap.is_symlink() for trap in beside)) == (b"precious", True)
+    assert sorted(os.listdir(tmp_path)) == ["a.zip", "a.zip.0123.part", "a.zip.part", "victim"]  # noqa: PTH208
 
 
 @pytest.mark.parametrize(
