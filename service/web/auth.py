@@ -26,6 +26,8 @@ FAILURE_WINDOW_SECONDS = 60.0
 ADDRESSES_REMEMBERED = 10_000
 # 16 MiB and some 50 ms, once at the start, and for each guess (RFC 7914 section 2).
 _SCRYPT_COST = 2**14
+# HMAC and the derivation of its key; itsdangerous would take SHA-1, which some machines do not offer any more.
+_SIGNED = {"digest_method": hashlib.sha256}
 # More than this is no token of ours; it is not worth a computation.
 MAX_TOKEN_CHARACTERS = 1024
 
@@ -117,7 +119,7 @@ class Sessions:
 
     def __init__(self, credentials: Credentials, *, seconds: int) -> None:
         self._credentials = credentials
-        self._serializer = URLSafeTimedSerializer(credentials.session_key, salt="session")
+        self._serializer = URLSafeTimedSerializer(credentials.session_key, salt="session", signer_kwargs=_SIGNED)
         self.seconds = seconds
 
     def start(self, secret: str) -> str | None:
@@ -151,7 +153,8 @@ class Links:
 
     def __init__(self, signing_keys: Sequence[str], *, clock: Callable[[], float]) -> None:
         # itsdangerous signs with the last of its keys.
-        self._serializer = URLSafeSerializer(list(reversed(signing_keys)), salt="link") if signing_keys else None
+        keys = list(reversed(signing_keys))
+        self._serializer = URLSafeSerializer(keys, salt="link", signer_kwargs=_SIGNED) if keys else None
         self._clock = clock
 
     @property

@@ -14,6 +14,8 @@ import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from itsdangerous import URLSafeSerializer, URLSafeTimedSerializer
+from itsdangerous.encoding import base64_decode
 from pydantic import SecretStr
 from yarl import URL
 
@@ -230,6 +232,29 @@ def test_the_table_of_failures_is_bounded() -> None:
     later.note("a")
     assert later.wait_seconds("a") == FAILURE_WINDOW_SECONDS - 1
     assert later.wait_seconds("a") == 0
+
+
+# Signatures.
+
+
+def test_signatures_are_made_with_sha_256() -> None:
+    """Links and sessions end in an HMAC-SHA-256, and what was signed by SHA-1 with the same key opens nothing."""
+    credentials = Credentials([ServiceKey(NEW)])
+    sessions, links = Sessions(credentials, seconds=60), Links([SIGNING], clock=time.time)
+    cookie = sessions.start(NEW)
+    token, _ = links.make(DEMO_ORDER_ID, [], seconds=60, full=False)
+    assert cookie is not None
+    assert sessions.role_of(cookie) is Role.DOWNLOAD
+    assert links.role_of(token, DEMO_ORDER_ID, []) is Role.DOWNLOAD
+    for signed in (cookie, token):
+        assert len(base64_decode(signed.rpartition(".")[2])) == hashlib.sha256().digest_size
+    weak_cookie = URLSafeTimedSerializer(credentials.session_key, "session").dumps(credentials.fingerprint(NEW))
+    assert sessions.role_of(weak_cookie) is None
+    weak_token = URLSafeSerializer(SIGNING, "link").dumps(
+        URLSafeSerializer(SIGNING).load_payload(token.encode().rpartition(b".")[0])
+    )
+    with pytest.raises(LinkRefused):
+        links.check(weak_token)
 
 
 # Sessions.
