@@ -141,7 +141,9 @@ class Settings(BaseSettings):
 
     wait_max_seconds: int = Field(600, ge=0, description="Longest wait= that a caller may ask for.")
     webhook_secret: SecretStr | None = Field(
-        None, description="What the API sends as Authentication to /webhooks/autoenhance. Without it that is off."
+        None,
+        description="What the API sends as Authentication to /webhooks/autoenhance; 16 characters or more. Without it "
+        "that is off.",
     )
     receipts_max: int = Field(1000, ge=1, description="Ended archives whose receipts are remembered.")
     receipt_ttl_seconds: float = Field(3600, gt=0, description="How long they are remembered.")
@@ -199,6 +201,13 @@ class Settings(BaseSettings):
         keys = [one.get_secret_value().removesuffix(FULL_QUALITY) for one in info.data.get("service_api_keys", ())]
         if token in keys:
             raise ValueError("must not be one of SERVICE_API_KEYS, whose holder would be the operator")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and 0 < len(value.get_secret_value()) < MIN_KEY_CHARACTERS:
+            raise ValueError(f"must have at least {MIN_KEY_CHARACTERS} characters")
         return value
 
     @field_validator("signing_keys")

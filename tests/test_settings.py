@@ -108,6 +108,7 @@ BAD: dict[str, list[str]] = {
     "CLIENT_STALL_SECONDS": ["0"],
     "GIVE_UP_AFTER": ["0"],
     "MAX_IMAGES_PER_ORDER": ["0"],
+    "WEBHOOK_SECRET": ["hush-hush", "hush-hush-hush-", "hush-hush-hush-hush-ö"],
     "SERVICE_API_KEYS": ["hush-hush", "hush-hush-hush-hush,hush-hush-hush-hush:full", "hush hush hush hush"],
     "ADMIN_TOKEN": ["hush-hush", "hush-hush-hush-h\u00fcsh"],
     "SIGNING_KEYS": ["hush-hush-hush-hush", "s" * 32 + ",hush"],

@@ -1,6 +1,7 @@
 """``POST /webhooks/autoenhance``: the API tells that an image is processed; archives that wait for it look at once.
 
-The secret comes in the header ``Authentication``, as the API sends it (docs.autoenhance.ai/webhooks).
+The secret comes in the header ``Authentication``, as the API sends it (docs.autoenhance.ai/webhooks). Wrong ones count
+against the same limit as wrong keys.
 """
 
 import hmac
@@ -10,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from service.errors import InvalidBody, WebhookDisabled, WebhookRefused
+from service.web.access import client_address, refuse_guessing
 from service.web.services import SERVICES
 
 # As far as it is logged; the API's own events are shorter.
@@ -24,7 +26,10 @@ async def take_webhook(request: web.Request) -> web.Response:
     if services.webhook_secret is None:
         raise WebhookDisabled("The operator must set WEBHOOK_SECRET before notices are taken.")
     given = request.headers.get("Authentication", "").encode("utf-8", "surrogateescape")
+    refuse_guessing(request)
     if not hmac.compare_digest(given, services.webhook_secret.encode()):
+        if given:
+            services.access.failures.note(client_address(request))
         raise WebhookRefused("The header Authentication does not have the secret.")
     body = await request.read()
     try:

@@ -106,7 +106,9 @@ DEEP = b"[" * 4000
         pytest.param("GET /orders/\xff", b"Host: x", b"", id="path that is no text"),
         pytest.param("POST /session", b"Host: x\r\nContent-Type: application/json", DEEP, id="deep sign-in"),
         pytest.param(f"POST /orders/{DEMO_ORDER_ID}/links", b"Host: x", DEEP, id="deep link"),
-        pytest.param("POST /webhooks/autoenhance", b"Host: x\r\nAuthentication: secret", DEEP, id="deep notice"),
+        pytest.param(
+            "POST /webhooks/autoenhance", b"Host: x\r\nAuthentication: secret-of-the-webhook", DEEP, id="deep notice"
+        ),
         pytest.param(f"POST /orders/{DEMO_ORDER_ID}/images", b"Host: x", DEEP, id="deep list"),
     ],
 )
@@ -114,7 +116,9 @@ async def test_what_cannot_be_read_is_the_callers_fault(
     target: str, fields: bytes, body: bytes, start_service: StartService
 ) -> None:
     """Bytes that are no text, hosts that are none and bodies without a bottom are a 400 with every safety header."""
-    service = await start_service(webhook_secret=SecretStr("secret"), signing_keys=(SecretStr("s" * 32),))
+    service = await start_service(
+        webhook_secret=SecretStr("secret-of-the-webhook"), signing_keys=(SecretStr("s" * 32),)
+    )
     host = b"" if fields.startswith(b"Host:") else b"Host: x\r\n"
     head = target.encode("latin-1") + b" HTTP/1.1\r\n" + host + fields
     answer = await _exchange(service, head + b"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)

@@ -485,6 +485,9 @@ async def take_webhook(world: World) -> None:
     await world.ask("POST", url, 400, data=b"nonsense", headers=known)
     await world.ask("POST", url, 400, data=b"x" * 70_000, headers=known)
     await world.ask("POST", url, 204, json={"order_id": DEMO_ORDER_ID}, headers=known)
+    strict = await world.start(webhook_secret=SecretStr(SECRET), sign_in_failures_per_minute=1) + path
+    await world.ask("POST", strict, 401, headers={"Authentication": "wrong"})
+    await world.ask("POST", strict, 429, headers=known)
 
 
 async def for_operators(world: World) -> None:

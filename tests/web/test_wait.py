@@ -331,6 +331,24 @@ async def test_notices(secret: str, body: bytes, status: int, live: str, client:
         assert response.status == status
 
 
+async def test_wrong_secrets_of_notices_count_as_guesses(
+    start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Whoever tries secrets out gets a 429, for the right one and for keys too; a notice without one is no guess."""
+    keys = {"service_api_keys": (SecretStr("a-key-of-the-service"),), "webhook_secret": SecretStr(SECRET)}
+    service = await start_service(**keys, sign_in_failures_per_minute=2)
+
+    async def noticed(secret: str) -> int:
+        headers = {"Authentication": secret} if secret else {}
+        async with client.post(f"{service}/webhooks/autoenhance", json={}, headers=headers) as response:
+            return response.status
+
+    assert [await noticed(secret) for secret in ("", "", "", SECRET)] == [401, 401, 401, 204]
+    assert [await noticed(secret) for secret in ("wrong", "also wrong", SECRET)] == [401, 401, 429]
+    async with client.get(images_url(service, DEMO_ORDER_ID), headers={"X-API-Key": "a-key-of-the-service"}) as refused:
+        assert (refused.status, int(refused.headers["Retry-After"]) > 0) == (429, True)
+
+
 async def test_notices_are_off_without_a_secret(service: str, client: aiohttp.ClientSession) -> None:
     """A service that was given no secret believes nobody."""
     async with client.post(f"{service}/webhooks/autoenhance", json={}, headers={"Authentication": ""}) as response:

@@ -153,7 +153,7 @@ OPERATIONS = (
         "Downloads with `wait` look at their order at once, or 0.25 s after the last look, instead of after some "
         "seconds. The API sends the secret in the header `Authentication`.",
         (Success(204, "Taken."),),
-        (InvalidBody, WebhookRefused, WebhookDisabled),
+        (InvalidBody, WebhookRefused, WebhookDisabled, TooManyFailures),
         body={"required": False, "content": json_content({"type": "object"})},
         security=WEBHOOK,
     ),
