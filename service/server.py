@@ -20,6 +20,7 @@ from service.app import create_app, create_ops_app
 from service.process import collect_less_often, keep_heap
 from service.settings import Settings
 from service.web.connection import ClientConnection
+from service.web.expectation import holding_expectations_back
 from service.web.services import SERVICES
 
 # What a handler that is cancelled at the very end may still take to let go of its connections.
@@ -97,6 +98,7 @@ async def _listen(runner: web.AppRunner, app: web.Application, settings: Setting
     server, loop = runner.server, asyncio.get_running_loop()
     if server is None:
         raise RuntimeError("the runner is not set up")
+    server.request_factory = holding_expectations_back(server.request_factory)
     malformed = app[SERVICES].metrics.malformed_requests
 
     def connect() -> ClientConnection:

@@ -10,7 +10,7 @@ class CallerError(ServiceError):
 
 
 class BadRequest(CallerError):
-    """What came is not an HTTP request, its head is too large, or its Host is none."""
+    """What came is not an HTTP request, its head is too large, its Host is none, or its Expect is not known."""
 
     status = 400
     slug = "bad-request"

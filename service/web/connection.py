@@ -78,9 +78,7 @@ class ClientConnection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what is no HTTP request, or too large a one, with a problem document, and close the connection."""
         refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
-        # aiohttp 3.14 wants to quote an expectation that it does not know, and fails where it is no UTF-8.
-        unreadable = isinstance(exc, UnicodeEncodeError) and not request.headers.get("Expect", "").isascii()
-        if not (refused or unreadable) or request.writer.output_size > 0:
+        if not refused or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
         self._note_malformed()
         document = problem(BadRequest("The request is malformed, or its head is too large."))

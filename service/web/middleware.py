@@ -25,6 +25,7 @@ from service.logs import read_traceparent, request_context
 from service.web.archive_response import ArchiveResponse
 from service.web.connection import SAFETY_HEADERS, SERVER_NAME, ClientConnection
 from service.web.cors import add_cors_headers, answer_preflight, is_preflight
+from service.web.expectation import check_expectation, was_never_asked
 from service.web.services import SERVICES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -66,6 +67,8 @@ async def trace_request(request: web.Request, handler: Handler) -> web.StreamRes
         try:
             response = await handler(request)
             status = response.status
+            if was_never_asked(request) and not response.prepared:
+                response.force_close()  # and says so, as RFC 9110 section 10.1.1 wants it
         finally:
             # Without a status the client has gone: the handler was cancelled.
             _note(request, status)
@@ -95,6 +98,7 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     """
     try:
         _check_host(request)
+        check_expectation(request)
         return answer_preflight() if is_preflight(request) else await handler(request)
     except ServiceError as error:
         return problem_response(request, error)

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from service.archive.plan import ArchiveOptions
 from service.errors import InvalidBody, UploadStalled
+from service.web.expectation import ask_for_body
 
 # What a manifest says of one image, its names at their longest.
 MAX_BODY_BYTES_PER_IMAGE = 2 * 1024
@@ -55,6 +56,7 @@ def _parsed(body: bytes, max_images: int) -> Any:
 
 
 async def _read(request: web.Request, max_bytes: int) -> bytes:
+    await ask_for_body(request)
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from service.errors import InvalidBody, SignInRefused
 from service.web.access import SESSION_COOKIE, client_address, is_not_forged, refuse_guessing, role_of
+from service.web.expectation import ask_for_body
 from service.web.services import SERVICES
 
 # A key and its field's name; more is not a sign-in.
@@ -71,6 +72,7 @@ def _state(request: web.Request) -> dict[str, Any]:
 
 
 async def _body(request: web.Request) -> bytes:
+    await ask_for_body(request)
     body = await request.content.read(MAX_SIGN_IN_BYTES + 1)
     while len(body) <= MAX_SIGN_IN_BYTES and (more := await request.content.read(MAX_SIGN_IN_BYTES + 1 - len(body))):
         body += more

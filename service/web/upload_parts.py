@@ -18,6 +18,7 @@ from aiohttp.http import HttpProcessingError
 from service.archive.naming import visible
 from service.errors import InvalidBody, UnsupportedMediaType, UploadStalled
 from service.upstream.formats import PHOTO_HEAD_BYTES, is_photo
+from service.web.expectation import ask_for_body
 
 FILES, ORDER_NAME = "files", "name"
 CHUNK_BYTES = 64 * 1024
@@ -60,6 +61,7 @@ class UploadParts:
             raise UnsupportedMediaType(
                 "Send multipart/form-data, not compressed, with the photos in the field 'files'."
             )
+        await ask_for_body(self._request)
         reader = await self._in_time(self._request.multipart())
         while (part := await self._in_time(reader.next())) is not None:
             if not isinstance(part, BodyPartReader):

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from service.errors import InvalidBody, WebhookDisabled, WebhookRefused
 from service.web.access import client_address, refuse_guessing
+from service.web.expectation import ask_for_body
 from service.web.services import SERVICES
 
 # As far as it is logged; the API's own events are shorter.
@@ -31,6 +32,7 @@ async def take_webhook(request: web.Request) -> web.Response:
         if given:
             services.access.failures.note(client_address(request))
         raise WebhookRefused("The header Authentication does not have the secret.")
+    await ask_for_body(request)
     body = await request.read()
     try:
         notice = json.loads(body or b"{}")  # saving the settings of the API sends an empty one

@@ -32,8 +32,8 @@ ROUTES = sorted(
 )
 # Any request may be answered so; what is listed with an operation comes on top.
 ANYWHERE = {"bad-request", "route-not-found", "method-not-allowed"}
-# What HTTP itself says of a condition, a range or an expectation; these are not about what was asked for.
-OF_HTTP = {304, 412, 416, 417}
+# What HTTP itself says of a condition or a range; these are not about what was asked for.
+OF_HTTP = {304, 412, 416}
 EXAMPLES = 40
 
 

@@ -97,6 +97,8 @@ DEEP = b"[" * 4000
     [
         pytest.param("GET /session", b"Expect: \xff", b"", id="expectation"),
         pytest.param("GET /nowhere", b"Expect: \xff", b"", id="expectation of nothing"),
+        pytest.param("GET /health", b"Expect: 200-maybe", b"", id="unknown expectation"),
+        pytest.param("GET /nowhere", b"Expect: 100-continue\r\nExpect: tea", b"", id="two expectations"),
         pytest.param("GET /health", b"Host:", b"", id="no host"),
         pytest.param("GET /health", b"Host: \xff", b"", id="host that is no text"),
         pytest.param("GET /health", b"Host: a b", b"", id="two hosts"),
