@@ -34,6 +34,7 @@ from service.upstream.uploads import UploadClient
 from service.web import ops
 from service.web.admission import Admission
 from service.web.auth import Access, Credentials, FailureLimit, Links, ServiceKey, Sessions
+from service.web.callers import Callers
 from service.web.create_order import create_order, create_sample_order
 from service.web.docs import get_docs, get_docs_asset, openapi_handler
 from service.web.links import create_link
@@ -175,7 +176,7 @@ def _access(settings: Settings, *, sandbox: bool) -> Access:
         Sessions(credentials, seconds=settings.session_seconds),
         Links(signing_keys, clock=time.time),
         FailureLimit(settings.sign_in_failures_per_minute, time.monotonic),
-        proxy_hops=settings.proxy_hops,
+        callers=Callers(settings.proxy_hops),
         link_max_seconds=settings.link_max_seconds,
     )
 

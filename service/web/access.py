@@ -153,13 +153,8 @@ def refuse_guessing(request: web.Request) -> None:
 
 
 def client_address(request: web.Request) -> str:
-    """Return the caller's address: the connection's, or what the outermost of our own proxies says it is.
-
-    Each proxy appends to X-Forwarded-For whom it was called by; what stands further left, anybody may have written.
-    """
-    hops = request.app[SERVICES].access.proxy_hops
-    named = [one.strip() for value in request.headers.getall("X-Forwarded-For", []) for one in value.split(",")]
-    return named[-hops] if 0 < hops <= len(named) else (request.remote or "")
+    """Return the address by which the caller's wrong secrets are counted."""
+    return request.app[SERVICES].access.callers.address(request)
 
 
 def is_not_forged(request: web.Request) -> bool:

@@ -20,6 +20,8 @@ from enum import IntEnum
 
 from itsdangerous import BadData, SignatureExpired, URLSafeSerializer, URLSafeTimedSerializer
 
+from service.web.callers import Callers
+
 _BEARER = "bearer "
 # How long failures count, and how many addresses are remembered: a flood of addresses forgets the oldest.
 FAILURE_WINDOW_SECONDS = 60.0
@@ -233,13 +235,13 @@ class FailureLimit:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How one process decides; ``proxy_hops`` is the number of proxies in front that name their caller."""
+    """How one process decides."""
 
     credentials: Credentials
     sessions: Sessions
     links: Links
     failures: FailureLimit
-    proxy_hops: int
+    callers: Callers
     link_max_seconds: int
 
 

@@ -64,6 +64,7 @@ async def trace_request(request: web.Request, handler: Handler) -> web.StreamRes
     request[ARRIVED] = time.monotonic()
     status: int | None = None
     with request_context(request[REQUEST_ID], read_traceparent(request.headers.getall("traceparent", ()))):
+        request.app[SERVICES].access.callers.notice(request)
         try:
             response = await handler(request)
             status = response.status

@@ -105,5 +105,5 @@ def _by_https(request: web.Request) -> bool:
     services = request.app[SERVICES]
     if services.public_url is not None:
         return services.public_url.startswith("https:")
-    forwarded = request.headers.get("X-Forwarded-Proto", "") if services.access.proxy_hops else ""
+    forwarded = request.headers.get("X-Forwarded-Proto", "") if services.access.callers.proxy_hops else ""
     return request.scheme == "https" or forwarded == "https"

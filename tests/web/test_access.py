@@ -220,6 +220,45 @@ async def test_addresses_behind_proxies_are_told_apart(
     assert await guess("198.51.100.2", NEW) == 200
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "status"),
+    [
+        pytest.param("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", 429, id="one network"),
+        pytest.param("2001:db8:1:2::1", "2001:db8:1:3::1", 401, id="another network"),
+        pytest.param("2001:DB8:1:2:0:0:0:1", "2001:db8:1:2::1", 429, id="other spelling"),
+        pytest.param("198.51.100.1", "198.51.100.2", 401, id="IPv4"),
+        pytest.param("::ffff:198.51.100.1", "198.51.100.1", 429, id="IPv4 in IPv6"),
+        pytest.param("::ffff:198.51.100.1", "::ffff:198.51.100.2", 401, id="others in IPv6"),
+        pytest.param("unknown", "_hidden", 401, id="no addresses"),
+    ],
+)
+async def test_an_ipv6_network_is_one_caller(
+    one: str, other: str, status: int, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Whoever has one IPv6 address has 2**64: the guesses of all of them count together."""
+    service = await start_service(**LOCKED, sign_in_failures_per_minute=1, proxy_hops=1)
+    url = images_url(service, DEMO_ORDER_ID)
+    found = [
+        (await status_and_type(client, url, **{"X-API-Key": "wrong", "X-Forwarded-For": address}))[0]
+        for address in (one, other)
+    ]
+    assert found == [401, status]
+
+
+@pytest.mark.parametrize(("hops", "times"), [(0, 1), (1, 0)])
+async def test_a_proxy_that_the_settings_do_not_know_of_is_told_once(
+    hops: int, times: int, start_service: StartService, client: aiohttp.ClientSession, logged: io.StringIO
+) -> None:
+    """X-Forwarded-For without PROXY_HOPS is one warning for each start, which does not repeat what came."""
+    service = await start_service(**LOCKED, proxy_hops=hops)
+    await status_and_type(client, f"{service}/health")
+    assert "proxy.ignored" not in logged.getvalue()
+    for _ in range(3):
+        await status_and_type(client, f"{service}/nowhere", **{"X-Forwarded-For": "203.0.113.7"})
+    assert logged.getvalue().count('"proxy.ignored"') == times
+    assert "203.0.113.7" not in logged.getvalue()
+
+
 def test_the_table_of_failures_is_bounded() -> None:
     """A flood of addresses forgets the oldest; a minute forgives."""
     now = itertools.count(0.0, 0.001)
