@@ -40,7 +40,7 @@ main.add_command(order)
 @click.option("--port", type=int, help="Port to listen on, instead of PORT; 0 takes a free one.")
 @click.option("--sandbox", is_flag=True, help="Start a stand-in of the API too: made-up orders, no key, no credits.")
 def serve_command(host: str | None, port: int | None, *, sandbox: bool) -> None:
-    """Start the service. It logs to standard output and stops on SIGTERM."""
+    """Start the service. It logs to standard output and stops on SIGTERM, on a second one at once."""
     overrides = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
     _run(_serve_sandbox if sandbox else serve, **overrides)
 

@@ -3,7 +3,7 @@
 The way down::
 
     serving ──SIGTERM──▶ draining: readiness 503, new orders 503, health and metrics still answered
-                            │ no archive left, or DRAIN_SECONDS over
+                            │ no archive left, or DRAIN_SECONDS over, or a second SIGTERM or SIGINT
                             ▼
                          closing: what still streams is broken off (never ended cleanly) ──▶ exit code 0
 """
@@ -11,7 +11,7 @@ The way down::
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import structlog
 from aiohttp import web
@@ -19,6 +19,7 @@ from aiohttp import web
 from service.app import create_app, create_ops_app
 from service.process import collect_less_often, keep_heap
 from service.settings import Settings
+from service.web.admission import Admission
 from service.web.connection import ClientConnection
 from service.web.expectation import holding_expectations_back
 from service.web.services import SERVICES
@@ -36,10 +37,12 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, demo_order_id: str | None = None) -> AsyncIterator[str]:
+async def running(
+    settings: Settings, *, demo_order_id: str | None = None, hurry: asyncio.Event | None = None
+) -> AsyncIterator[str]:
     """Serve while the context is open; yields the URL, with the port that was really taken. Leaving it drains.
 
-    ``demo_order_id`` says that the upstream is the stand-in, see ``create_app``.
+    ``demo_order_id`` says that the upstream is the stand-in, see ``create_app``; ``hurry`` ends the draining at once.
     """
     app = create_app(settings, demo_order_id=demo_order_id)
     # A client that goes away cancels its handler, which is what stops the upstream's work for it.
@@ -52,7 +55,7 @@ async def running(settings: Settings, *, demo_order_id: str | None = None) -> As
                 url = _url(listening)
                 log.info("service.started", url=url, api_key_configured=settings.autoenhance_api_key is not None)
                 yield url
-                await _drain(app, settings.drain_seconds)
+                await _drain(app, settings.drain_seconds, hurry or asyncio.Event())
             finally:
                 listening.close()
     finally:
@@ -80,15 +83,19 @@ async def _ops_served(app: web.Application, settings: Settings) -> AsyncIterator
 
 
 async def serve(settings: Settings, *, demo_order_id: str | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain."""
+    """Serve until SIGTERM or SIGINT, then drain, until a second one."""
     keep_heap()
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def told_to_stop() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told_to_stop)
     if settings.autoenhance_api_key is None:
         log.warning("service.not_configured", detail="AUTOENHANCE_API_KEY is not set; orders are answered with 503")
-    async with running(settings, demo_order_id=demo_order_id):
+    async with running(settings, demo_order_id=demo_order_id, hurry=hurry):
         collect_less_often()
         await stop.wait()
 
@@ -124,16 +131,26 @@ def _url(listening: asyncio.Server) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-async def _drain(app: web.Application, drain_seconds: float) -> None:
+async def _drain(app: web.Application, drain_seconds: float, hurry: asyncio.Event) -> None:
     admission, uploads = app[SERVICES].admission, app[SERVICES].upload_admission
     admission.drain()
     uploads.drain()
     app[SERVICES].live_orders.stop()  # who waits for images gets what there is, and a report of the rest
     if admission.active or uploads.active:
         log.info("service.draining", archives=admission.active, drain_seconds=drain_seconds)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(drain_seconds):
-                await admission.wait_until_idle()
-                await uploads.wait_until_idle()
-    if admission.active:
+        ends = [asyncio.create_task(_idle(admission, uploads)), asyncio.create_task(hurry.wait())]
+        try:
+            await asyncio.wait(ends, timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.wait(ends)
+    if hurry.is_set() and (admission.active or uploads.active):
+        log.warning("service.drain_cut", archives=admission.active)
+    elif admission.active:
         log.warning("service.drain_expired", archives=admission.active)
+
+
+async def _idle(*admissions: Admission) -> None:
+    for admission in admissions:
+        await admission.wait_until_idle()

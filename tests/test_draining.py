@@ -84,6 +84,33 @@ async def test_archive_that_takes_too_long_is_broken_off(
     await sandbox.wait_until(lambda: sandbox.active_requests == 0)
 
 
+@pytest.mark.parametrize("first", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("second", SIGNALS, ids=lambda number: f"then {number.name}")
+async def test_a_second_signal_ends_the_draining(
+    first: signal.Signals, second: signal.Signals, sandbox: Sandbox, client: aiohttp.ClientSession
+) -> None:
+    """Who does not want to wait says so again: what runs is broken off at once, and the exit code is 0 as ever."""
+    order, _ = archive_in_mid_stream(sandbox)
+    async with service_process(sandbox, DRAIN_SECONDS="600") as service:
+        async with client.get(images_url(service.url, order.order_id)) as response:
+            await response.content.readexactly(100_000)
+            service.process.send_signal(first)
+            assert await draining(service, client) == ["draining"]
+            assert service.process.returncode is None
+            async with asyncio.timeout(30):
+                service.process.send_signal(second)
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await response.read()
+                assert await service.process.wait() == 0
+        await service.reading
+    (finished,) = [json.loads(line) for line in service.lines if '"archive.finished"' in line]
+    assert (finished["outcome"], finished["why"]) == ("aborted", "service-stopped")
+    assert "service.drain_expired" not in logged(service)
+    assert [one for one in logged(service) if one in {"service.drain_cut", "service.stopped"}] == [
+        "service.drain_cut", "service.stopped",
+    ]  # fmt: skip
+
+
 async def test_broken_off_archive_is_an_error_to_curl(sandbox: Sandbox) -> None:
     """A script that runs curl sees exit code 18 (partial file)."""
     if shutil.which("curl") is None:
