@@ -29,6 +29,8 @@ from tests.archives import add_order, jpeg
 from tests.conftest import StartService
 
 SHOW_CURSOR = "\x1b[?25h"
+# A command at a terminal ends in a second or two, unless what is awaited on it never comes.
+TERMINAL_SECONDS = 30
 needs_a_terminal = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a pseudo-terminal")
 
 
@@ -346,7 +348,13 @@ async def on_a_terminal(
     os.close(follower)
     called = partial(asyncio.get_running_loop().call_soon_threadsafe, then)
     shown = asyncio.create_task(asyncio.to_thread(_read_terminal, leader, awaited, called))
-    out, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(TERMINAL_SECONDS):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        pytest.fail(f"it did not end; {await shown!r}")
     assert process.returncode is not None
     return Done(process.returncode, out, await shown)
 
