@@ -278,7 +278,7 @@ async def test_large_body_of_a_redirect_is_not_read() -> None:
 
     async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: %d\r\n\r\n"
-        writer.write(head % (MAX_LEFTOVER_BYTES + 1) + b"there")
+        writer.write(head % (2 * MAX_LEFTOVER_BYTES) + b"there")
         with suppress(ConnectionError):
             await reader.read()
         ended.set()
