@@ -242,9 +242,9 @@ class Exchange(asyncio.Protocol):
                 data = data[: self._left]
                 self._reusable = False
             self._left -= len(data)
-            self._deliver(data)
             if not self._left:
                 self._end()
+            self._deliver(data)
 
     def _take_chunks(self, parser: HttpResponseParser, data: bytes) -> None:
         try:
@@ -267,7 +267,7 @@ class Exchange(asyncio.Protocol):
         self._held_bytes += len(chunk)
         if self._waiter is not None:
             self._wake()
-        elif self._held_bytes > READ_BUFFER_BYTES and not self._paused:
+        elif self._held_bytes > READ_BUFFER_BYTES and not self._paused and not self._ended:
             self._paused = True
             self._transport.pause_reading()
 
