@@ -14,6 +14,7 @@ from tests.chaos.scenario import Manners
 
 # A transfer longer than this hangs: the slowest scenario takes a third of it.
 PATIENCE_SECONDS = 90.0
+SEGMENT_BYTES = 1400
 
 
 class _Leaves(Exception):
@@ -49,6 +50,9 @@ async def _connect(url: URL, manners: Manners) -> tuple[asyncio.StreamReader, as
     connection.setblocking(False)
     if manners.receive_buffer_bytes is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, manners.receive_buffer_bytes)
+        # Segments of a network's size: those of loopback, 64 KiB, never fit into such a window, and the sender's kernel
+        # then sends a window's worth only when its persist timer fires (RFC 9293 section 3.8.6.1), 9 kB a second.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
     try:
         await asyncio.get_running_loop().sock_connect(connection, (url.host, url.port))
         return await asyncio.open_connection(sock=connection, limit=max(64 * 1024, manners.read_bytes))
