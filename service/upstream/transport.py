@@ -219,7 +219,12 @@ class Transport:
         Raises:
             AttemptFailed: the upstream was silent for too long, or the connection broke.
         """
-        return await self._timed(response.content.readany())
+        try:
+            return await self._timed(response.content.readany())
+        except RuntimeError as error:
+            # aiohttp 3.14: when a chunk breaks the framing behind delivered data, the connection is closed, but the
+            # body gets neither an error nor an end, and a read that comes later fails like this.
+            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the answer's framing is broken")) from error
 
     async def _follow(self, url: URL, headers: Mapping[str, str], granted: Callable[[], None]) -> Exchange:
         hops = 0
