@@ -162,7 +162,7 @@ def _access(settings: Settings, *, sandbox: bool) -> Access:
     credentials = Credentials(
         [
             ServiceKey(key.removesuffix(FULL_QUALITY), full=key.endswith(FULL_QUALITY))
-            for key in (one.get_secret_value() for one in settings.service_api_keys)
+            for key in (one.get_secret_value() for one in settings.all_service_keys())
         ],
         admin_token.get_secret_value() if admin_token else None,
         allow_full_quality=settings.allow_full_quality,

@@ -55,7 +55,12 @@ class _Target:
         # Whoever can start this process has the key of the API. Others on this machine reach its port too, so it opens
         # to nobody who does not know two secrets that live as long as it does.
         key, token = secrets.token_urlsafe(), secrets.token_urlsafe()
-        ours = {"service_api_keys": (SecretStr(key),), "admin_token": SecretStr(token), "allow_full_quality": False}
+        ours = {
+            "service_api_keys": (SecretStr(key),),
+            "service_api_key": None,
+            "admin_token": SecretStr(token),
+            "allow_full_quality": False,
+        }
         async with (
             running(settings.model_copy(update=ours)) as url,
             Service(url, key=key, admin_token=token) as service,

@@ -4,6 +4,7 @@ Only the composition root sees this object; parts receive plain values. Units ar
 """
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -61,6 +62,11 @@ class Settings(BaseSettings):
     service_api_keys: SecretList = Field(
         (),
         description="Comma-separated keys of callers; KEY:full may spend credits. Without one, everybody may download.",
+    )
+    service_api_key: SecretStr | None = Field(
+        None,
+        description="One more of SERVICE_API_KEYS, by the same rules, :full included: the name that the original "
+        "service has for it.",
     )
     allow_full_quality: bool = Field(
         False, description="Let everybody who may download spend credits with preview=false, not only KEY:full."
@@ -183,7 +189,7 @@ class Settings(BaseSettings):
     @field_validator("service_api_keys")
     @classmethod
     def _check_service_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        keys = [one.get_secret_value().removesuffix(FULL_QUALITY) for one in value]
+        keys = _bare(value)
         if any(len(key) < MIN_KEY_CHARACTERS or not re.fullmatch(r"[!-9;-~]+", key) for key in keys):
             raise ValueError(
                 f"each key must have at least {MIN_KEY_CHARACTERS} ASCII characters, no blank and no colon"
@@ -192,14 +198,22 @@ class Settings(BaseSettings):
             raise ValueError("a key is there twice")
         return value
 
+    @field_validator("service_api_key")
+    @classmethod
+    def _check_service_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        # A value of blanks is refused, not taken for none: that would open the service.
+        if value is not None:
+            cls._check_service_keys((*info.data.get("service_api_keys", ()), value))
+        return value
+
     @field_validator("admin_token")
     @classmethod
     def _check_admin_token(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         token = value.get_secret_value() if value is not None else ""
         if token and len(token) < MIN_KEY_CHARACTERS:
             raise ValueError(f"must have at least {MIN_KEY_CHARACTERS} characters")
-        keys = [one.get_secret_value().removesuffix(FULL_QUALITY) for one in info.data.get("service_api_keys", ())]
-        if token in keys:
+        single = info.data.get("service_api_key")
+        if token in _bare((*info.data.get("service_api_keys", ()), *([single] if single else []))):
             raise ValueError("must not be one of SERVICE_API_KEYS, whose holder would be the operator")
         return value
 
@@ -240,10 +254,18 @@ class Settings(BaseSettings):
             raise ValueError("must be printable ASCII: it becomes an HTTP header")
         return value
 
+    def all_service_keys(self) -> tuple[SecretStr, ...]:
+        """Return SERVICE_API_KEYS and SERVICE_API_KEY together, each as it is written there."""
+        return (*self.service_api_keys, *([self.service_api_key] if self.service_api_key is not None else []))
+
     def secrets(self) -> list[str]:
         """Return every value that must never be shown, whatever it is for."""
         values = [one for _, value in self for one in (value if isinstance(value, tuple) else (value,))]
-        return [one.get_secret_value().removesuffix(FULL_QUALITY) for one in values if isinstance(one, SecretStr)]
+        return _bare(one for one in values if isinstance(one, SecretStr))
+
+
+def _bare(keys: Iterable[SecretStr]) -> list[str]:
+    return [one.get_secret_value().removesuffix(FULL_QUALITY) for one in keys]
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -110,6 +110,14 @@ BAD: dict[str, list[str]] = {
     "MAX_IMAGES_PER_ORDER": ["0"],
     "WEBHOOK_SECRET": ["hush-hush", "hush-hush-hush-", "hush-hush-hush-hush-ö"],
     "SERVICE_API_KEYS": ["hush-hush", "hush-hush-hush-hush,hush-hush-hush-hush:full", "hush hush hush hush"],
+    "SERVICE_API_KEY": [
+        "hush-hush",
+        "hush-hush:full",
+        "hush hush hush hush",
+        "hush-hush-hush-hush,hush:hush-hush-hush",
+        "hush-hush-hush-h\u00fcsh",
+        "  ",
+    ],
     "ADMIN_TOKEN": ["hush-hush", "hush-hush-hush-h\u00fcsh"],
     "SIGNING_KEYS": ["hush-hush-hush-hush", "s" * 32 + ",hush"],
     "ALLOW_PRIVATE_UPSTREAM": ["hush-hush", "2"],
@@ -131,9 +139,10 @@ def test_bad_value(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert caught.value.__cause__ is None
 
 
-def test_a_caller_is_not_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["SERVICE_API_KEYS", "SERVICE_API_KEY"])
+def test_a_caller_is_not_the_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One secret for both would make every caller the operator."""
-    monkeypatch.setenv("SERVICE_API_KEYS", "hush-hush-hush-hush:full")
+    monkeypatch.setenv(name, "hush-hush-hush-hush:full")
     monkeypatch.setenv("ADMIN_TOKEN", "hush-hush-hush-hush")
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -141,6 +150,22 @@ def test_a_caller_is_not_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         problem == "ADMIN_TOKEN: Value error, must not be one of SERVICE_API_KEYS, whose holder would be the operator"
     )
+
+
+def test_the_original_services_key_is_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SERVICE_API_KEY stands behind SERVICE_API_KEYS and is masked in the log; one that both have is a mistake."""
+    monkeypatch.setenv("SERVICE_API_KEY", "hush-hush-hush-hush:full")
+    assert load_settings().all_service_keys() == (SecretStr("hush-hush-hush-hush:full"),)
+    monkeypatch.setenv("SERVICE_API_KEYS", "key-of-a-customer-1")
+    assert load_settings().all_service_keys() == (
+        SecretStr("key-of-a-customer-1"),
+        SecretStr("hush-hush-hush-hush:full"),
+    )
+    assert {"key-of-a-customer-1", "hush-hush-hush-hush"} <= set(load_settings().secrets())
+    monkeypatch.setenv("SERVICE_API_KEYS", "hush-hush-hush-hush")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.problems == ("SERVICE_API_KEY: Value error, a key is there twice",)
 
 
 def test_all_mistakes_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:

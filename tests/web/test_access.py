@@ -108,6 +108,24 @@ async def test_downloads_need_a_key(
     assert (found, slug) == (status, "key-required" if status == 401 else "")
 
 
+@pytest.mark.parametrize(("scope", "full_quality"), [("", 403), (":full", 200)])
+async def test_the_original_services_key_closes_the_service(
+    scope: str, full_quality: int, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """SERVICE_API_KEY alone requires a key, and beside others it is one more; it spends credits only with ``:full``."""
+    for others in ((), KEYS):
+        service = await start_service(
+            service_api_key=SecretStr("original-services-key" + scope),
+            service_api_keys=others,
+            allow_full_quality=False,
+        )
+        url, key = images_url(service, DEMO_ORDER_ID), {"X-API-Key": "original-services-key"}
+        assert await status_and_type(client, url) == (401, "key-required")
+        assert await status_and_type(client, url, **key) == (200, "")
+        assert (await status_and_type(client, url, **{"X-API-Key": NEW}))[0] == (200 if others else 401)
+        assert (await status_and_type(client, url.update_query(preview="false"), **key))[0] == full_quality
+
+
 async def test_a_refusal_says_how_to_authenticate(locked: str, client: aiohttp.ClientSession) -> None:
     """A 401 names the scheme (RFC 9110 section 11.6.1), and comes before parameters are looked at."""
     async with client.get(images_url(locked, "no-uuid", "?quality=x")) as response:
