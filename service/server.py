@@ -20,6 +20,7 @@ from service.app import create_app, create_ops_app
 from service.process import collect_less_often, keep_heap
 from service.settings import Settings
 from service.web.admission import Admission
+from service.web.auth import Credentials, Role
 from service.web.connection import ClientConnection
 from service.web.expectation import holding_expectations_back
 from service.web.services import SERVICES
@@ -54,6 +55,8 @@ async def running(
             try:
                 url = _url(listening)
                 log.info("service.started", url=url, api_key_configured=settings.autoenhance_api_key is not None)
+                if demo_order_id is None:
+                    _warn_if_open(app[SERVICES].access.credentials)
                 yield url
                 await _drain(app, settings.drain_seconds, hurry or asyncio.Event())
             finally:
@@ -61,6 +64,14 @@ async def running(
     finally:
         await runner.cleanup()
         log.info("service.stopped")
+
+
+def _warn_if_open(credentials: Credentials) -> None:
+    """Log that no key is required, also on loopback: a proxy in front may make that address public."""
+    if credentials.anonymous is None:
+        return
+    may = "download in full quality and spend credits" if credentials.anonymous >= Role.FULL else "download previews"
+    log.warning("access.open", detail=f"SERVICE_API_KEYS is not set; every client that reaches the port may {may}")
 
 
 @asynccontextmanager

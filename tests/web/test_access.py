@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import io
 import itertools
+import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -147,6 +148,36 @@ async def test_without_keys_everybody_may_download(start_service: StartService, 
     service = await start_service()
     url = images_url(service, DEMO_ORDER_ID)
     assert await status_and_type(client, url, **{"X-API-Key": "whatever"}) == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        pytest.param({"allow_full_quality": False}, "may download previews", id="previews"),
+        pytest.param({"allow_full_quality": True}, "may download in full quality and spend credits", id="credits"),
+        pytest.param({"admin_token": SecretStr(ADMIN)}, "may download in full quality", id="operator's token only"),
+        pytest.param({"service_api_keys": KEYS}, None, id="keys"),
+        pytest.param({"service_api_key": SecretStr(OLD)}, None, id="the original service's key"),
+    ],
+)
+async def test_an_open_service_says_so_once(
+    changes: dict[str, Any], says: str | None, start_service: StartService, logged: io.StringIO
+) -> None:
+    """A start without keys logs one warning, on loopback too, which says what every client may do."""
+    await start_service(**changes)
+    events = [json.loads(line) for line in logged.getvalue().splitlines()]
+    found = [
+        (one["level"], says is not None and says in one["detail"]) for one in events if one["event"] == "access.open"
+    ]
+    assert found == ([("warning", True)] if says is not None else [])
+
+
+async def test_an_open_sandbox_says_nothing(sandbox: Sandbox, logged: io.StringIO) -> None:
+    """Nothing behind it is real: the warning would only teach to overlook it."""
+    async with running(settings_for(sandbox), demo_order_id=DEMO_ORDER_ID):
+        pass
+    assert "service.started" in logged.getvalue()
+    assert "access.open" not in logged.getvalue()
 
 
 # Full quality.
