@@ -213,7 +213,7 @@ class OrderEmpty(CallerError):
 
 
 class UploadStalled(CallerError):
-    """The upload stopped coming; ``images`` lists what had been taken in until then."""
+    """The upload stopped coming; ``images`` lists each file until then, also the one that did not come whole."""
 
     status = 408
     slug = "upload-stalled"

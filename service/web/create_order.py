@@ -32,6 +32,7 @@ CHOICES: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("sky_replacement", "vertical_correction", "lens_correction", "upscale", "privacy"), _TRUTH),
 }
 REFUSALS = {
+    "incomplete": "the upload ended before the file did",
     "empty": "the file is empty",
     "too_large": "the file is larger than MAX_UPLOAD_BYTES",
     "too_many": "more files than MAX_UPLOAD_FILES",

@@ -79,11 +79,15 @@ class UploadParts:
             value += chunk
             if len(value) > MAX_FIELD_BYTES:
                 raise InvalidBody(f"The field {part.name!r} is longer than {MAX_FIELD_BYTES} bytes.")
+        _check_ended(part)
         return value.decode("utf-8", "replace").strip()
 
     @asynccontextmanager
     async def spooled(self, part: BodyPartReader, *, refusal: str | None = None) -> AsyncIterator[Spooled]:
-        """Take a file in, to be used inside the context; one that is refused is read and thrown away.
+        """Write a file to disk, for use inside the context; read and discard one that is refused.
+
+        Only the boundary ends a file (RFC 2046 section 5.1.1). One that ends without it is ``incomplete``: it is
+        yielded as refused, so that it can be listed, and the error is raised when the context is left.
 
         Raises:
             InvalidBody, UploadStalled
@@ -91,23 +95,30 @@ class UploadParts:
         with ExitStack() as stack:
             size, head, path = 0, b"", Path()
             file: IO[bytes] | None = None
+            broken: InvalidBody | UploadStalled | None = None
             try:
                 file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="upload-"))
                 path = Path(file.name)
             except OSError:
                 refusal = refusal or "no_room"
-            while chunk := await self._in_time(part.read_chunk(CHUNK_BYTES)):
-                size += len(chunk)
-                head = head if len(head) >= PHOTO_HEAD_BYTES else (head + chunk)[:PHOTO_HEAD_BYTES]
-                if size > self._max_file_bytes:
-                    refusal = refusal or "too_large"
-                if refusal is None and file is not None and not await asyncio.to_thread(_kept, file, chunk):
-                    refusal = "no_room"
+            try:
+                while chunk := await self._in_time(part.read_chunk(CHUNK_BYTES)):
+                    size += len(chunk)
+                    head = head if len(head) >= PHOTO_HEAD_BYTES else (head + chunk)[:PHOTO_HEAD_BYTES]
+                    if size > self._max_file_bytes:
+                        refusal = refusal or "too_large"
+                    if refusal is None and file is not None and not await asyncio.to_thread(_kept, file, chunk):
+                        refusal = "no_room"
+                _check_ended(part)
+            except (InvalidBody, UploadStalled) as error:
+                broken, refusal = error, refusal or "incomplete"
             if refusal is None:
                 refusal = "empty" if not size else None if is_photo(head) else "not_a_photo"
             if refusal is None and file is not None and not await asyncio.to_thread(_kept, file):
                 refusal = "no_room"
             yield Spooled(clean_name(part.filename or ""), size, refusal, path)
+            if broken is not None:
+                raise broken
 
     async def _in_time(self, wait: Awaitable[_T]) -> _T:
         try:
@@ -117,6 +128,16 @@ class UploadParts:
             raise UploadStalled(f"Nothing came for {self._stall_seconds:g} s.") from error
         except _MALFORMED as error:
             raise InvalidBody("The body is not well-formed multipart/form-data.") from error
+
+
+def _check_ended(part: BodyPartReader) -> None:
+    """Check that a part which has no more bytes was ended by its boundary.
+
+    Raises:
+        InvalidBody
+    """
+    if not part.at_eof():
+        raise InvalidBody("The form ends inside a part, before the boundary that ends it.")
 
 
 def _kept(file: IO[bytes], chunk: bytes = b"") -> bool:

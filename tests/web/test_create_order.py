@@ -317,7 +317,7 @@ async def test_a_client_that_leaves_takes_everything_with_it(sandbox: Sandbox, c
 async def test_an_upload_that_stalls_is_cut_off(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """A client that sends nothing any more gets a 408."""
+    """A client that sends nothing any more gets a 408, which lists the file that did not come whole."""
     service = await start_service(admin_token=SecretStr(ADMIN), client_stall_seconds=0.2)
     over = asyncio.Event()
 
@@ -328,6 +328,7 @@ async def test_an_upload_that_stalls_is_cut_off(
     status, answer = await post(client, service, stalling(), **{"Content-Type": "multipart/form-data; boundary=b"})
     over.set()
     assert (status, answer["type"]) == (408, "/problems/upload-stalled")
+    assert outcomes(answer) == [("a.jpg", "incomplete")]
     assert [one for one in sandbox.requests if one.origin == "storage"] == []
 
 
