@@ -51,7 +51,7 @@ from service.web.sessions import end_session, get_session, start_session
 from service.web.stats import stats
 from service.web.webhooks import take_webhook
 
-# A request has no body worth mentioning; what has one is answered before it is read.
+# What aiohttp's own ways to read a body take; handlers use ``read_body``, each with its own limit.
 MAX_REQUEST_BODY_BYTES = 64 * 1024
 # Watchers cost a connection and a timer each; a page opens one for each download.
 MAX_EVENT_STREAMS = 256
@@ -239,6 +239,7 @@ def _services(
         public_url=settings.public_url,
         first_byte_seconds=settings.first_byte_seconds,
         client_stall_seconds=settings.client_stall_seconds,
+        request_body_timeout_seconds=settings.request_body_timeout_seconds,
         version=running_version,
         started=time.monotonic(),
         public_limits={name: getattr(settings, name) for name in PUBLIC_LIMITS},

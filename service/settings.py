@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     request_head_seconds: float = Field(
         10, gt=0, description="Longest a new connection may take to send the head of its first request."
     )
+    request_body_timeout_seconds: float = Field(
+        30, gt=0, description="Longest a client may take to send the body of a request that is not an upload."
+    )
     images_in_flight: int = Field(5, ge=1, le=64, description="Images fetched at a time for one archive.")
     read_ahead_bytes: int = Field(
         8 * MIB, ge=0, description="Bytes one archive may hold of images behind the one being written."

@@ -213,11 +213,14 @@ class OrderEmpty(CallerError):
 
 
 class UploadStalled(CallerError):
-    """The upload stopped coming; ``images`` lists each file until then, also the one that did not come whole."""
+    """The request's body did not come in time.
+
+    Of an upload, ``images`` lists each file until then, also the one that did not come whole.
+    """
 
     status = 408
     slug = "upload-stalled"
-    title = "The upload stopped coming"
+    title = "The body did not come in time"
 
 
 class UnsupportedMediaType(CallerError):

@@ -11,10 +11,12 @@ from service.archive.plan import check_order_id, parse_options
 from service.errors import InvalidBody, LinksNotConfigured
 from service.web.access import LINK, NOT_SIGNED, require_download, require_full_quality
 from service.web.auth import Role
-from service.web.expectation import ask_for_body
+from service.web.bodies import read_body
 from service.web.services import SERVICES
 
 DEFAULT_LINK_SECONDS = 24 * 3600
+# Some hundred image ids fit, as into a URL; more than that is no link that anything could follow.
+MAX_LINK_BODY_BYTES = 64 * 1024
 
 
 async def create_link(request: web.Request) -> web.Response:
@@ -24,8 +26,8 @@ async def create_link(request: web.Request) -> web.Response:
     order_id = check_order_id(request.match_info["order_id"])
     if not services.access.links.enabled:
         raise LinksNotConfigured("The operator must set SIGNING_KEYS before links can be made.")
-    await ask_for_body(request)
-    query, seconds = _asked(await request.read(), services.access.link_max_seconds)
+    body = await read_body(request, max_bytes=MAX_LINK_BODY_BYTES)
+    query, seconds = _asked(body, services.access.link_max_seconds)
     options = parse_options(query)
     require_full_quality(role, options.image)
     full = role >= Role.FULL and options.image.spends_credits

@@ -150,7 +150,10 @@ def problem_response(request: web.Request, error: ServiceError) -> web.Response:
     log.info("request.refused", problem=error.slug, status=error.status, detail=error.detail)
     if isinstance(error, UpstreamError):
         request.app[SERVICES].recent_errors.note("request.refused", error.detail, request[REQUEST_ID])
-    return web.json_response(document, status=error.status, headers=headers, content_type=PROBLEM_TYPE)
+    response = web.json_response(document, status=error.status, headers=headers, content_type=PROBLEM_TYPE)
+    if error.status == HTTPStatus.REQUEST_TIMEOUT:
+        response.force_close()  # RFC 9110 section 15.5.9: the rest of the body may still come
+    return response
 
 
 def _check_host(request: web.Request) -> None:

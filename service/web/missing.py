@@ -3,7 +3,6 @@
 The list may also be a form's fields, because a page can start a download of a browser by a form only.
 """
 
-import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,13 +12,11 @@ from urllib.parse import parse_qs
 from aiohttp import web
 
 from service.archive.plan import ArchiveOptions
-from service.errors import InvalidBody, UploadStalled
-from service.web.expectation import ask_for_body
+from service.errors import InvalidBody
+from service.web.bodies import read_body
 
 # What a manifest says of one image, its names at their longest.
 MAX_BODY_BYTES_PER_IMAGE = 2 * 1024
-# For the whole body: whoever sends it slower holds a place among the archives.
-BODY_SECONDS = 30
 
 
 async def only_what_is_missing(
@@ -34,11 +31,7 @@ async def only_what_is_missing(
     """
     if options.only:
         raise InvalidBody("The images are named by the body here; leave 'only' out of the URL.")
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await _read(request, max_images * MAX_BODY_BYTES_PER_IMAGE)
-    except TimeoutError as error:
-        raise UploadStalled(f"The body did not come within {BODY_SECONDS} s.") from error
+    body = await read_body(request, max_bytes=max_images * MAX_BODY_BYTES_PER_IMAGE)
     asked = _parsed(body, max_images)
     ids = tuple(dict.fromkeys(_ids(asked, order_id)))
     # A manifest is as old as its archive: the order may have changed since, which must not keep the rest back.
@@ -53,16 +46,6 @@ def _parsed(body: bytes, max_images: int) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidBody("The body is neither JSON nor a form with 'only'.") from error
-
-
-async def _read(request: web.Request, max_bytes: int) -> bytes:
-    await ask_for_body(request)
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > max_bytes:
-            raise InvalidBody(f"The body is larger than {max_bytes} bytes.")
-    return bytes(body)
 
 
 def _ids(asked: Any, order_id: str) -> Sequence[str]:

@@ -57,6 +57,7 @@ class Services:
     public_url: str | None
     first_byte_seconds: float
     client_stall_seconds: float
+    request_body_timeout_seconds: float
     version: str
     started: float
     public_limits: Mapping[str, float]

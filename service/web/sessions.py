@@ -10,7 +10,7 @@ from aiohttp import web
 
 from service.errors import InvalidBody, SignInRefused
 from service.web.access import SESSION_COOKIE, client_address, is_not_forged, refuse_guessing, role_of
-from service.web.expectation import ask_for_body
+from service.web.bodies import read_body
 from service.web.services import SERVICES
 
 # A key and its field's name; more is not a sign-in.
@@ -32,7 +32,7 @@ async def start_session(request: web.Request) -> web.Response:
     if not is_not_forged(request):
         raise SignInRefused("Only the service's own page can sign a browser in.")
     refuse_guessing(request)
-    cookie = access.sessions.start(_key_in(await _body(request), request.content_type))
+    cookie = access.sessions.start(_key_in(await read_body(request, max_bytes=MAX_SIGN_IN_BYTES), request.content_type))
     if cookie is None:
         access.failures.note(client_address(request))
         log.warning("session.refused")
@@ -69,16 +69,6 @@ def _state(request: web.Request) -> dict[str, Any]:
         "admin_enabled": access.credentials.admin_enabled,
         "links_enabled": access.links.enabled,
     }
-
-
-async def _body(request: web.Request) -> bytes:
-    await ask_for_body(request)
-    body = await request.content.read(MAX_SIGN_IN_BYTES + 1)
-    while len(body) <= MAX_SIGN_IN_BYTES and (more := await request.content.read(MAX_SIGN_IN_BYTES + 1 - len(body))):
-        body += more
-    if len(body) > MAX_SIGN_IN_BYTES:
-        raise InvalidBody("The body is too large for a sign-in.")
-    return body
 
 
 def _key_in(body: bytes, content_type: str) -> str:

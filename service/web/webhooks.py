@@ -12,11 +12,13 @@ from aiohttp import web
 
 from service.errors import InvalidBody, WebhookDisabled, WebhookRefused
 from service.web.access import client_address, refuse_guessing
-from service.web.expectation import ask_for_body
+from service.web.bodies import read_body
 from service.web.services import SERVICES
 
 # As far as it is logged; the API's own events are shorter.
 MAX_EVENT_CHARACTERS = 50
+# A notice names an image and an order.
+MAX_NOTICE_BYTES = 64 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +34,7 @@ async def take_webhook(request: web.Request) -> web.Response:
         if given:
             services.access.failures.note(client_address(request))
         raise WebhookRefused("The header Authentication does not have the secret.")
-    await ask_for_body(request)
-    body = await request.read()
+    body = await read_body(request, max_bytes=MAX_NOTICE_BYTES)
     try:
         notice = json.loads(body or b"{}")  # saving the settings of the API sends an empty one
     except (ValueError, RecursionError) as error:

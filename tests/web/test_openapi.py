@@ -46,6 +46,7 @@ OF_NO_OPERATION = {"bad-request", "method-not-allowed", "internal-error"}
 UNKNOWN = "5a4d0b0c-0000-4000-8000-00000000ffff"
 SECRET = "secret-of-the-webhook"
 OPERATOR = {"admin_token": SecretStr(ADMIN)}
+HASTY: dict[str, Any] = {"request_body_timeout_seconds": 0.1}
 SIGNING = {"signing_keys": (SecretStr("s" * 32),)}
 PART = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1)
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=b", **AS_ADMIN}
@@ -313,9 +314,7 @@ async def download_missing(world: World) -> None:
     await world.ask("POST", url, 204, json={"order_id": DEMO_ORDER_ID, "missing": []})
     await world.ask("POST", url, 400, data=b"nonsense")
     await world.ask("POST", url, 400, json={"only": ["x"]})
-    with world.monkeypatch.context() as hasty:
-        hasty.setattr("service.web.missing.BODY_SECONDS", 0.1)
-        await stalled(world, url, b"{")
+    await stalled(world, f"{await world.start(**HASTY)}/orders/{DEMO_ORDER_ID}/images", b"{")
     await no_first_byte(world, "POST")
     await refused_downloads(world, "POST", **options)
 
@@ -355,6 +354,7 @@ async def create_link(world: World) -> None:
     cheap = await world.start(**SIGNING, allow_full_quality=False)
     await world.ask("POST", cheap + path, 403, json={"parameters": {"preview": False}})
     await world.ask("POST", await world.start() + path, 503)
+    await stalled(world, await world.start(**SIGNING, **HASTY) + path, b"{")
     await keys(world, "POST", path)
 
 
@@ -471,6 +471,7 @@ async def sessions(world: World) -> None:
     await world.ask("POST", service + url, 400, data=b"nonsense")
     await world.ask("POST", service + url, 401, json={"key": "wrong"})
     await guesses(world, "GET", url)
+    await stalled(world, await world.start(**OPERATOR, **HASTY) + url, b"{")
     strict = await world.start(**OPERATOR, sign_in_failures_per_minute=1)
     await world.ask("POST", strict + url, 401, json={"key": "wrong"})
     await world.ask("POST", strict + url, 429, json={"key": "wrong"})
@@ -485,6 +486,7 @@ async def take_webhook(world: World) -> None:
     await world.ask("POST", url, 400, data=b"nonsense", headers=known)
     await world.ask("POST", url, 400, data=b"x" * 70_000, headers=known)
     await world.ask("POST", url, 204, json={"order_id": DEMO_ORDER_ID}, headers=known)
+    await stalled(world, await world.start(webhook_secret=SecretStr(SECRET), **HASTY) + path, b"{", **known)
     strict = await world.start(webhook_secret=SecretStr(SECRET), sign_in_failures_per_minute=1) + path
     await world.ask("POST", strict, 401, headers={"Authentication": "wrong"})
     await world.ask("POST", strict, 429, headers=known)

@@ -240,7 +240,7 @@ OPERATIONS = (
         f'```sh\ncurl --json \'{{"parameters": {{"quality": 80}}}}\' {HERE}/orders/{EXAMPLE_ORDER}/links\n```\n\n'
         "A link to full quality can only be made by who may spend credits.",
         (Success(201, "The link.", json_content(ref("Link"))),),
-        (*_PARAMETER_PROBLEMS, InvalidBody, *_KEY_PROBLEMS, FullQualityNotAllowed, LinksNotConfigured),
+        (*_PARAMETER_PROBLEMS, InvalidBody, UploadStalled, *_KEY_PROBLEMS, FullQualityNotAllowed, LinksNotConfigured),
         (ORDER_ID,),
         _LINK_BODY,
         security=KEY,

@@ -132,7 +132,7 @@ OPERATIONS = (
         "Sign in with a key, in a browser",
         "Sets a signed cookie that is worth as much as the key and does not hold it.",
         (Success(200, "You are signed in.", json_content(ref("StartedSession")), headers=("Set-Cookie",)),),
-        (InvalidBody, SignInRefused, TooManyFailures),
+        (InvalidBody, UploadStalled, SignInRefused, TooManyFailures),
         body=_SIGN_IN_BODY,
     ),
     Operation(
@@ -153,7 +153,7 @@ OPERATIONS = (
         "Downloads with `wait` look at their order at once, or 0.25 s after the last look, instead of after some "
         "seconds. The API sends the secret in the header `Authentication`.",
         (Success(204, "Taken."),),
-        (InvalidBody, WebhookRefused, WebhookDisabled, TooManyFailures),
+        (InvalidBody, UploadStalled, WebhookRefused, WebhookDisabled, TooManyFailures),
         body={"required": False, "content": json_content({"type": "object"})},
         security=WEBHOOK,
     ),
