@@ -32,7 +32,10 @@ async def start_session(request: web.Request) -> web.Response:
     if not is_not_forged(request):
         raise SignInRefused("Only the service's own page can sign a browser in.")
     refuse_guessing(request)
-    cookie = access.sessions.start(_key_in(await read_body(request, max_bytes=MAX_SIGN_IN_BYTES), request.content_type))
+    key = _key_in(await read_body(request, max_bytes=MAX_SIGN_IN_BYTES), request.content_type)
+    # Again, now that the guess is in hand: others may have failed meanwhile. No await lies between this and the count.
+    refuse_guessing(request)
+    cookie = access.sessions.start(key)
     if cookie is None:
         access.failures.note(client_address(request))
         log.warning("session.refused")

@@ -8,7 +8,8 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -38,6 +39,7 @@ from tests.archives import download, images_url
 from tests.conftest import StartService, settings_for
 
 OLD, NEW, PAYING, ADMIN = "old-key-of-callers", "new-key-of-callers", "key-that-may-spend", "token-of-the-operator"
+GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 SIGNING, OLD_SIGNING = "s" * 32, "t" * 32
 KEYS = (SecretStr(OLD), SecretStr(NEW), SecretStr(PAYING + ":full"))
 LOCKED: dict[str, Any] = {
@@ -251,6 +253,51 @@ async def test_guessing_is_slowed_down(start_service: StartService, client: aioh
         assert response.status == 429
     assert (await status_and_type(client, f"{service}/health"))[0] == 200
     assert (await status_and_type(client, url))[0] == 401
+
+
+@pytest.mark.parametrize("key", ["no-key-of-the-service", NEW], ids=["wrong", "right behind wrong ones"])
+async def test_guesses_whose_bodies_come_late_are_limited(key: str, start_service: StartService) -> None:
+    """The limit is checked when a guess is judged: 50 headers first and all bodies then do not get around it."""
+    service = await start_service(**LOCKED, sign_in_failures_per_minute=3)
+    async with AsyncExitStack() as stack:
+        bodies = [b'{"key": "%s"}' % guess.encode() for guess in ["no-key-of-the-service"] * 49 + [key]]
+        connections = [await stack.enter_async_context(sign_in_begun(service, len(body))) for body in bodies]
+        for reader, _ in connections:
+            assert await reader.readexactly(len(GO_ON)) == GO_ON, "each waits for its body"
+        statuses = []
+        for (reader, writer), body in zip(connections, bodies, strict=True):
+            writer.write(body)
+            statuses.append(int((await reader.readuntil(b"\r\n\r\n")).split()[1]))
+    assert statuses == [401] * 3 + [429] * 47
+
+
+async def test_guesses_whose_bodies_come_at_once_are_limited(start_service: StartService) -> None:
+    """Nothing lies between the check and the count: of bodies that arrive together no more are judged."""
+    service = await start_service(**LOCKED, sign_in_failures_per_minute=3)
+    body = b'{"key": "no-key-of-the-service"}'
+    async with AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(sign_in_begun(service, len(body))) for _ in range(50)]
+        for reader, _ in connections:
+            assert await reader.readexactly(len(GO_ON)) == GO_ON
+        for _, writer in connections:
+            writer.write(body)
+        headers = await asyncio.gather(*(reader.readuntil(b"\r\n\r\n") for reader, _ in connections))
+    assert sorted(int(one.split()[1]) for one in headers) == [401] * 3 + [429] * 47
+
+
+@asynccontextmanager
+async def sign_in_begun(service: str, length: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Send the header of a sign-in, which asks for 100 (Continue) before its body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", URL(service).port)
+    writer.write(
+        b"POST /session HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % length
+    )
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
 
 
 async def test_addresses_behind_proxies_are_told_apart(
