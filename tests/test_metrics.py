@@ -403,7 +403,8 @@ RETRIES = [
     pytest.param([Fault(Kind.REFUSED)], "asset", "connection_failed", ("storage", "error"), id="refused"),
     pytest.param([Fault(Kind.STATUS, status=503)], "storage", "upstream_error", ("storage", "503"), id="503"),
     pytest.param([Fault(Kind.STATUS, status=500)], "asset", "upstream_error", ("asset", "500"), id="500 asset"),
-    pytest.param([Fault(Kind.RESET)], "asset", "connection_lost", ("asset", "error"), id="reset asset"),
+    # The first one is on the connection of the API's own response: that request is sent once more, on a new one.
+    pytest.param([Fault(Kind.RESET)] * 2, "asset", "connection_lost", ("asset", "error"), id="reset asset"),
     pytest.param([Fault(Kind.STATUS, status=502)], "api", "upstream_error", ("api", "502"), id="502 api"),
     pytest.param([Fault(Kind.HTML)], "storage", "not_an_image", ("storage", "200"), id="HTML"),
     pytest.param([Fault(Kind.EXPIRED_TARGET)], "storage", "upstream_error", ("storage", "403"), id="expired"),

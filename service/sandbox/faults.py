@@ -26,6 +26,7 @@ class Kind(StrEnum):
     SILENCE = "silence"  # nothing more is sent: before the headers, or after_bytes of the body
     PAUSE = "pause"  # as silence, until its gate is released
     SLOW_START = "slow_start"  # delay_seconds before the headers
+    CLOSE_REUSED = "close_reused"  # a clean end instead of a response, unless the connection is new
     HTML = "html"  # 200 with an HTML page
     JSON = "json"  # 200 with a JSON object
     REDIRECT_LOOP = "redirect_loop"
@@ -43,6 +44,9 @@ class Kind(StrEnum):
     WRONG_TYPE = "wrong_type"  # the image with content_type
     WRONG_MAGIC = "wrong_magic"  # called an image, but none
     LONGER = "longer"  # more bytes than Content-Length promised
+    SECOND_RESPONSE = "second_response"  # chunked, and another response right behind the last chunk
+    ENDLESS_TRAILERS = "endless_trailers"  # chunked, and trailers behind the last chunk until the client closes
+    PADDED_HEADERS = "padded_headers"  # white space around every header value
     CHANGED = "changed"  # other content, another length and another entity tag
     CHANGED_SILENTLY = "changed_silently"  # other content of the same length, no entity tag
     NO_ETAG = "no_etag"
@@ -59,7 +63,8 @@ _ORDER_KINDS = frozenset({Kind.NOT_JSON, Kind.WRONG_SHAPE})
 _HOP_KINDS = frozenset({Kind.REDIRECT_LOOP, Kind.REDIRECT_MANY, Kind.REDIRECT_TO, Kind.REFUSED})
 # Kinds which every handler can carry out before it sends its own headers.
 ANYWHERE = frozenset(
-    {Kind.STATUS, Kind.RESET, Kind.SILENCE, Kind.PAUSE, Kind.SLOW_START, Kind.HTML, Kind.JSON, *_HOP_KINDS}
+    {Kind.STATUS, Kind.RESET, Kind.SILENCE, Kind.PAUSE, Kind.SLOW_START, Kind.CLOSE_REUSED, Kind.HTML, Kind.JSON}
+    | _HOP_KINDS
 )
 # Kinds which have a body by nature: without a number of bytes they end right behind the headers.
 _BODY_CUT_KINDS = frozenset({Kind.CLOSE_EARLY, Kind.CHUNKED_UNTERMINATED})

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from service.sandbox.faults import Fault, FaultPlan, Kind
 from service.sandbox.payloads import problem
-from service.sandbox.records import RECORD
+from service.sandbox.records import RECORD, RequestRecord
 from service.sandbox.wire import Wire
 from service.sandbox.world import Target
 
@@ -39,6 +39,8 @@ async def before_headers(request: web.Request, fault: Fault | None) -> web.Strea
     match fault.kind:
         case Kind.RESET:
             return await Wire(request).reset()
+        case Kind.CLOSE_REUSED:
+            return await Wire(request).close() if request[RECORD].reused else None
         case Kind.SILENCE:
             await silence()
         case Kind.PAUSE if fault.gate is not None:
@@ -48,6 +50,12 @@ async def before_headers(request: web.Request, fault: Fault | None) -> web.Strea
         case _:
             return _instead(fault)
     return None
+
+
+def ends_reused_connection(record: RequestRecord, fault: Fault | None) -> bool:
+    """Return whether a fault ends a reused connection before a response: the client may repeat that request."""
+    kinds = {Kind.RESET, Kind.CLOSE_REUSED}
+    return record.reused and fault is not None and fault.kind in kinds and fault.after_bytes is None
 
 
 def redirect_instead(fault: Fault | None, target: Target, here: str, closed_origin: str) -> str | None:

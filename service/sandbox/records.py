@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from aiohttp import web
 
@@ -16,7 +17,7 @@ class RequestRecord:
     """One request and what became of it; ``status`` is 0 while (or if) no status line was sent.
 
     ``headers`` can be asked in any case. ``token`` names the generation of redirect targets it belongs to;
-    ``finished`` is True once nobody works on it.
+    ``finished`` is True once nobody works on it. ``reused``: its connection had carried another request before.
     """
 
     origin: str
@@ -31,6 +32,7 @@ class RequestRecord:
     status: int = 0
     bytes_sent: int = 0
     finished: bool = False
+    reused: bool = False
 
 
 RECORD = web.RequestKey("record", RequestRecord)
@@ -42,6 +44,7 @@ class RequestLog:
     def __init__(self) -> None:
         self.records: deque[RequestRecord] = deque(maxlen=REQUESTS_KEPT)
         self.running: Counter[str] = Counter()
+        self._connections: WeakSet[asyncio.Transport] = WeakSet()
         self._waiters: list[asyncio.Future[None]] = []
 
     def begin(self, request: web.Request, origin: str) -> RequestRecord:
@@ -49,6 +52,9 @@ class RequestLog:
         record = RequestRecord(origin, request.method, request.path, dict(request.query), request.headers)
         record.image_id = request.match_info.get("image_id")
         record.order_id = request.match_info.get("order_id")
+        if request.transport is not None:
+            record.reused = request.transport in self._connections
+            self._connections.add(request.transport)
         request[RECORD] = record
         self.records.append(record)
         self.running[origin] += 1

@@ -11,7 +11,15 @@ from aiohttp import web
 from service.sandbox.bodies import CHUNK_BYTES, Body, ChangedBody, NoiseBody, pieces
 from service.sandbox.faults import Fault, FaultPlan, Kind
 from service.sandbox.gallery import Gallery
-from service.sandbox.misconduct import before_headers, next_hop, redirect, redirect_instead, silence, take_fault
+from service.sandbox.misconduct import (
+    before_headers,
+    ends_reused_connection,
+    next_hop,
+    redirect,
+    redirect_instead,
+    silence,
+    take_fault,
+)
 from service.sandbox.ranges import Answer, Traits, answer
 from service.sandbox.records import RECORD, RequestRecord
 from service.sandbox.switches import Switches
@@ -20,6 +28,11 @@ from service.sandbox.wire import Wire
 from service.sandbox.world import SandboxImage, Target, World
 
 _EXTRA_BYTES = b"\r\nmore than was promised"
+_SECOND_BODY = b"\xff\xd8\xff\xe0 not requested \xff\xd9"
+_SECOND_RESPONSE = (
+    b'HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nETag: "second"\r\nContent-Length: %d\r\n\r\n' % len(_SECOND_BODY)
+) + _SECOND_BODY
+_PADDING = " \t "
 _OTHER_ETAG = '"00000000000000000000000000000000"'
 
 
@@ -83,6 +96,8 @@ class Storage:
             # Coming back here is our doing, not a reuse by the client.
             target.uses -= 1
             return redirect(onwards)
+        if ends_reused_connection(request[RECORD], fault):
+            target.uses -= 1
         # 3. The body, or what the fault leaves of it
         return await self._before_body(request, target, fault) or await self._serve(request, target, fault)
 
@@ -180,7 +195,7 @@ def _framing(fault: Fault | None, *, length: bool) -> _Framing:
     match fault and fault.kind:
         case Kind.CLOSE_DELIMITED:
             return _Framing(length=False)
-        case Kind.NO_LENGTH | Kind.CHUNKED_UNTERMINATED:
+        case Kind.NO_LENGTH | Kind.CHUNKED_UNTERMINATED | Kind.SECOND_RESPONSE | Kind.ENDLESS_TRAILERS:
             return _Framing(length=False, chunked=True)
         case _:
             return _Framing(length=length, chunked=not length)
@@ -201,14 +216,18 @@ class _Delivery:
         """Send headers and body, with what the fault does to the latter."""
         planned, fault, wire = self.planned, self.fault, self.wire
         self.record.status = planned.status
-        await wire.head(planned.status, self._headers())
+        padded = fault is not None and fault.kind is Kind.PADDED_HEADERS
+        await wire.head(planned.status, self._headers(), padding=_PADDING if padded else "")
         cut = _cut(planned, fault)
         await self._part(planned.start, cut)
         if fault is not None and (ended := await _misbehave(wire, fault, planned.status)) is not None:
             return ended
         await self._part(cut, planned.stop)
+        if fault is not None and fault.kind is Kind.ENDLESS_TRAILERS:
+            await wire.endless_trailers()
         if self.framing.chunked:
-            await wire.end_chunks()
+            second = fault is not None and fault.kind is Kind.SECOND_RESPONSE
+            await wire.end_chunks(_SECOND_RESPONSE if second else b"")
         return wire.done(planned.status, reusable=True)
 
     def _headers(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from aiohttp.abc import AbstractStreamWriter
 # How often the kernel is asked whether the client has taken everything before a reset throws the rest away.
 _FLUSH_CHECKS = 200
 _FLUSH_CHECK_SECONDS = 0.005
+_TRAILERS = b"X-Trailer: and another one\r\n" * 100
 
 
 class Sent(web.StreamResponse):
@@ -48,11 +49,11 @@ class Wire:
         self._writer = request.writer
         self.bytes_sent = 0
 
-    async def head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send status line and headers."""
+    async def head(self, status: int, headers: Mapping[str, str], *, padding: str = "") -> None:
+        """Send status line and headers, with ``padding`` around each value."""
         lines = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-            *(f"{key}: {value}" for key, value in headers.items()),
+            *(f"{key}: {padding}{value}{padding}" for key, value in headers.items()),
         ]
         await self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
 
@@ -61,9 +62,19 @@ class Wire:
         await self._writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
         self.bytes_sent += len(piece)
 
-    async def end_chunks(self) -> None:
-        """Send the last, empty chunk."""
-        await self._writer.write(b"0\r\n\r\n")
+    async def end_chunks(self, behind: bytes = b"") -> None:
+        """Send the last, empty chunk, and what follows ``behind`` it in the same write."""
+        await self._writer.write(b"0\r\n\r\n" + behind)
+
+    async def endless_trailers(self) -> None:
+        """Send the last chunk and trailers until the client closes the connection.
+
+        Raises:
+            ConnectionError: it has done so.
+        """
+        await self._writer.write(b"0\r\n")
+        while True:
+            await self._writer.write(_TRAILERS)
 
     def done(self, status: int, *, reusable: bool) -> Sent:
         """Return what a handler returns after it has sent everything by hand."""

@@ -27,14 +27,33 @@ from yarl import URL
 from service.model import Failure, Reason
 from service.upstream.rules import AttemptFailed, content_length
 
-# Signed redirect targets with a session token come close to 8 KiB; nothing honest has a head of eight of those.
-MAX_HEAD_BYTES = 64 * 1024
+# The bound of all that is not body in one response: interim responses, header, chunk extensions and trailers together.
+# Signed redirect targets with a session token come close to 8 KiB; no honest response has eight of those.
+MAX_NON_BODY_BYTES = 64 * 1024
+# The framing of one chunk (its size and two line breaks) that does not count as such: a body may have any number of
+# chunks. Sixteen bytes hold the size of every chunk that fits into memory.
+CHUNK_FRAMING_BYTES = 16
 # Reading stops above this. What one read of the socket brings (256 KiB) comes on top, so little is enough.
 READ_BUFFER_BYTES = 16 * 1024
 # What is left of an answer that nobody wants is read up to here, so that its connection can be used again.
 MAX_LEFTOVER_BYTES = 64 * 1024
 
 _HEAD_END = b"\r\n\r\n"
+_LINE_END = b"\r\n"
+_EMPTY_LINES = b"\r\n\r\n\r\n"  # no response ends so: before its last empty line is the last chunk or a trailer
+_OPTIONAL_SPACE = b" \t"  # OWS in RFC 9110 section 5.6.3
+_LOWEST_STATUS = 100
+
+
+def _without_trailing_space(header: bytes) -> bytes:
+    """Strip the white space behind each header value (RFC 9112 section 5).
+
+    llhttp 9 does not: it takes ``Transfer-Encoding: chunked`` with a space behind it for no chunked coding. A line of
+    nothing but white space is left for llhttp to refuse.
+    """
+    if b" \r\n" not in header and b"\t\r\n" not in header:
+        return header
+    return _LINE_END.join(line.rstrip(_OPTIONAL_SPACE) or line for line in header.split(_LINE_END))
 
 
 def question(url: URL, headers: Mapping[str, str]) -> bytes:
@@ -70,6 +89,7 @@ class Exchange(asyncio.Protocol):
         self.url = url
         self.status = 0
         self.headers: CIMultiDict[str] = CIMultiDict()
+        self.unanswered = False  # whether the connection was closed before the first byte of a response
         self._loop = loop
         self._connection = connection
         self._transport: asyncio.Transport = transport
@@ -78,7 +98,10 @@ class Exchange(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._waiting_since: float | None = None
-        self._head: bytes | None = b""  # None once it is complete
+        self._head: bytearray | None = bytearray()  # what has come of it; None once it is complete
+        self._non_body_bytes = 0
+        self._expected_bytes = 0  # of chunks: their bodies and the framing that each may have
+        self._last_bytes = b""  # of a chunked response: as many as show whether anything is behind its end
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._message_ended = False  # llhttp says so
         self._chunked = False
@@ -153,8 +176,7 @@ class Exchange(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         if self._head is not None:
-            self._head += data
-            self._read_head(self._head)
+            self._read_head(self._head, data)
         else:
             self._take(data)
 
@@ -163,6 +185,7 @@ class Exchange(asyncio.Protocol):
         self._pooled.connection_lost(exc)
         if self._ended or self._failure is not None:
             return
+        self.unanswered = not (self._head is None or self._head or self._non_body_bytes)
         self._reusable = False
         if self._head is not None:
             self._fail(Failure(Reason.CONNECTION_LOST, "the connection broke"))
@@ -176,56 +199,90 @@ class Exchange(asyncio.Protocol):
     # What llhttp tells.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header field."""
-        self.headers.add(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+        """Take a header field; trailers are dropped (RFC 9110 section 6.5.1)."""
+        if self._head is not None:
+            self.headers.add(name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+
+    def on_headers_complete(self) -> None:
+        """Take note of what the header says of the connection: behind a body of length 0 llhttp has forgotten it."""
+        if self._parser is not None:
+            self._reusable = self._parser.should_keep_alive()
+
+    def on_chunk_header(self) -> None:
+        """Allow for the framing of one more chunk."""
+        self._expected_bytes += CHUNK_FRAMING_BYTES
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a chunked body."""
+        self._expected_bytes += len(body)
         self._deliver(body)
 
     def on_message_begin(self) -> None:
-        """Notice an answer that was not asked for."""
-        self._reusable = self._reusable and not self._message_ended
+        """Stop llhttp at the first byte behind the end of the response.
+
+        Raises:
+            HttpParserError: llhttp goes on parsing in the same read, as if a second response had been requested.
+        """
+        if self._message_ended:
+            raise HttpParserError("bytes behind the end of the response")
 
     def on_message_complete(self) -> None:
         """Take note of the end."""
         self._message_ended = True
 
-    def _read_head(self, received: bytes) -> None:
-        parser = self._parser
-        while parser is not None and (end := received.find(_HEAD_END)) >= 0:
-            head, rest = received[: end + len(_HEAD_END)], received[end + len(_HEAD_END) :]
-            try:
-                parser.feed_data(head)
-            except HttpParserError:  # also an upgrade that nobody asked for
-                self._fail(Failure(Reason.CONNECTION_LOST, "the answer is not HTTP"))
-                return
-            self.status = parser.get_status_code()
+    def _read_head(self, head: bytearray, data: bytes) -> None:
+        """Parse the header once it is complete, and each interim response before it."""
+        seen = max(0, len(head) - len(_HEAD_END) + 1)  # each byte is searched once, however the header is cut
+        if head:
+            head += data
+        received = head or data
+        start = 0
+        while self._parser is not None and (found := received.find(_HEAD_END, seen)) >= 0:
+            seen = found + len(_HEAD_END)
+            self._non_body_bytes += seen - start
+            if self._non_body_bytes > MAX_NON_BODY_BYTES or not self._parse_header(self._parser, received[start:seen]):
+                break
+            start = seen
             if self.status >= HTTPStatus.OK:
-                self._begin_body(parser, rest)
+                self._begin_body(bytes(received[start:]))
                 return
-            # An interim answer (RFC 9110 section 15.2): the one that counts comes behind it.
-            self._head = received = rest
+            # An interim response (RFC 9110 section 15.2): the final one comes behind it.
             self.headers.clear()
             self._message_ended = False
-            self._parser = parser = HttpResponseParser(self)
-        if len(received) > MAX_HEAD_BYTES:
-            self._fail(Failure(Reason.CONNECTION_LOST, "the head of the answer is too large"))
+            self._parser = HttpResponseParser(self)
+        if self._failure is None and self._non_body_bytes + len(received) - start > MAX_NON_BODY_BYTES:
+            self._fail(Failure(Reason.CONNECTION_LOST, "the header of the response is too large"))
+        elif start or not head:
+            self._head = bytearray(received[start:])
 
-    def _begin_body(self, parser: HttpResponseParser, rest: bytes) -> None:
+    def _parse_header(self, parser: HttpResponseParser, header: bytes | bytearray) -> bool:
+        """Parse one header; return whether it is one."""
+        try:
+            parser.feed_data(_without_trailing_space(bytes(header)))
+        except HttpParserError:  # also an upgrade that was not requested
+            self.status = 0
+        else:
+            self.status = parser.get_status_code()
+        if self.status < _LOWEST_STATUS:
+            self._fail(Failure(Reason.CONNECTION_LOST, "the response is not HTTP"))
+        return self._failure is None
+
+    def _begin_body(self, rest: bytes) -> None:
         """Decide how the body ends (RFC 9112 section 6.3; llhttp has refused what is ambiguous)."""
         self._head = None
-        self._reusable = parser.should_keep_alive()
-        coding = self.headers.get("Transfer-Encoding")
+        # All fields of that name are one list (RFC 9110 section 5.3); llhttp looks at the last coding only.
+        coding = ", ".join(self.headers.getall("Transfer-Encoding", ()))
         if self._message_ended:  # no body by definition, or of no length
             self._reusable = self._reusable and not rest
             self._end()
-        elif coding is None:
-            self._left = content_length(self.headers)
-        elif coding.strip().lower() == "chunked":
+        elif coding.lower() == "chunked":
             self._chunked = True
-        else:
-            self._fail(Failure(Reason.CONNECTION_LOST, f"the answer has a transfer coding of {coding[:40]!r}"))
+        elif "Transfer-Encoding" in self.headers:
+            self._fail(Failure(Reason.CONNECTION_LOST, f"the response has a transfer coding of {coding[:40]!r}"))
+        elif "Content-Length" in self.headers:
+            self._left = content_length(self.headers)
+            if self._left is None:  # it must not pass for a body that ends with the connection
+                self._fail(Failure(Reason.CONNECTION_LOST, "the response has a length that cannot be"))
         self._wake()
         if rest and not self._ended:
             self._take(rest)
@@ -252,10 +309,22 @@ class Exchange(asyncio.Protocol):
         except HttpParserError:
             self._reusable = False
             if not self._message_ended:
-                self._fail(Failure(Reason.CONNECTION_LOST, "the answer's framing is broken"))
+                self._fail(Failure(Reason.CONNECTION_LOST, "the framing of the response is broken"))
                 return
+        left = self._expected_bytes - len(data)
+        self._non_body_bytes += max(0, -left)
+        # The framing of one chunk may come in several reads; many small chunks must not save up for large trailers.
+        self._expected_bytes = min(max(0, left), CHUNK_FRAMING_BYTES)
+        self._last_bytes = (self._last_bytes + data[-len(_EMPTY_LINES) :])[-len(_EMPTY_LINES) :]
+        if self._failure is not None:
+            return
         if self._message_ended:
+            # llhttp passes over line breaks behind the end without a word.
+            clean = self._last_bytes.endswith(_HEAD_END) and self._last_bytes != _EMPTY_LINES
+            self._reusable = self._reusable and clean
             self._end()
+        elif self._non_body_bytes > MAX_NON_BODY_BYTES:
+            self._fail(Failure(Reason.CONNECTION_LOST, "the trailers of the response are too large"))
 
     def _deliver(self, chunk: bytes) -> None:
         if self._discarded is not None:

@@ -24,13 +24,13 @@ from service.metrics import Metrics
 from service.model import Failure, Hop, Reason
 from service.upstream.addresses import REDIRECT_STATUSES, TargetRefused, TargetRules, is_private
 from service.upstream.breaker import Breaker
+from service.upstream.connector import GuardedConnector
 from service.upstream.exchange import Exchange, question
 from service.upstream.politeness import Politeness
 from service.upstream.rules import AttemptFailed, retry_after_seconds
 
 # Signed redirect targets with a session token come close to aiohttp's default of 8,190 bytes for a header line.
 MAX_HEADER_BYTES = 32 * 1024
-DNS_CACHE_SECONDS = 60
 # The origins whose connections are asked for by a request made before: the API's, its asset server's, the storage's.
 MAX_ORIGINS = 64
 COMMON_HEADERS = {"User-Agent": "autoenhance-batch", "Accept-Encoding": "identity"}
@@ -101,14 +101,8 @@ def open_session(
     No total time-out (a large image to a slow client may take hours), no cookies, no proxies from the environment,
     and no decoding: the bytes go into the archive as they are on the wire.
     """
-    connector = aiohttp.TCPConnector(
-        limit=0,  # the number of downloads is bounded where they are started
-        resolver=GuardedResolver(allow_private=allow_private),
-        ttl_dns_cache=DNS_CACHE_SECONDS,
-        ssl=tls or True,
-    )
     return aiohttp.ClientSession(
-        connector=connector,
+        connector=GuardedConnector(GuardedResolver(allow_private=allow_private), tls),
         timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_seconds),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -190,8 +184,8 @@ class Transport:
         except TargetRefused as error:
             raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, str(error)), retryable=False) from error
         to_api = self._rules.is_api(url)
-        if to_api and (waited_seconds := await self._politeness.turn()):
-            self._metrics.rate_limit_wait.inc(waited_seconds)
+        if to_api:
+            await self._take_turn()
         hop, sent = (Hop.API if to_api else Hop.STORAGE), time.monotonic()
         asked = self._headers_for_api(headers) if to_api else headers
         try:
@@ -244,8 +238,8 @@ class Transport:
 
     async def _request(self, url: URL, headers: Mapping[str, str], hops: int) -> Exchange:
         to_api = self._rules.is_api(url)
-        if to_api and (waited_seconds := await self._politeness.turn()):
-            self._metrics.rate_limit_wait.inc(waited_seconds)
+        if to_api:
+            await self._take_turn()
         answer = await self._answer(url, headers, hops, to_api=to_api)
         if to_api and answer.status == HTTPStatus.TOO_MANY_REQUESTS:
             self._slow_down(answer.headers)
@@ -257,7 +251,7 @@ class Transport:
         # The key and what identifies our caller go to the API's origin only; storage gets the bare request.
         asked = self._headers_for_api(headers) if to_api else headers
         try:
-            answer = await self._ask(url, asked)
+            answer = await self._ask(url, asked, to_api=to_api)
         except AttemptFailed as error:
             hop = hop_of(hops, is_api=to_api, status=None)
             self._metrics.count_no_answer(hop)
@@ -269,31 +263,42 @@ class Transport:
         self._judge(hop, failed=answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
         return answer
 
-    async def _ask(self, url: URL, headers: Mapping[str, str]) -> Exchange:
-        asked = question(url, {**COMMON_HEADERS, **headers})
-        connection = await self._connect(url)
-        answer = Exchange(connection, url, silence_seconds=self._silence_seconds, loop=self._loop)
-        try:
-            await answer.ask(asked)
-        except asyncio.CancelledError:
-            answer.close()
-            raise
-        return answer
+    async def _ask(self, url: URL, headers: Mapping[str, str], *, to_api: bool) -> Exchange:
+        """Send a GET request, a second time if an idle connection was closed on it (RFC 9112 section 9.3.1).
 
-    async def _connect(self, url: URL) -> aiohttp.connector.Connection:
-        """Return a connection to the URL's origin, a pooled one if there is one; the session bounds the time it takes.
+        A server may close an idle connection at any time. That is no failure of the request, so it uses up no try
+        and keeps its redirect target. The second time is on a new connection, because others may be as dead.
+        """
+        request = question(url, {**COMMON_HEADERS, **headers})
+        fresh = False
+        while True:
+            connection, reused = await self._connect(url, fresh=fresh)
+            exchange = Exchange(connection, url, silence_seconds=self._silence_seconds, loop=self._loop)
+            try:
+                await exchange.ask(request)
+            except asyncio.CancelledError:
+                exchange.close()
+                raise
+            except AttemptFailed:
+                if not (reused and exchange.unanswered):
+                    raise
+            else:
+                return exchange
+            log.info("upstream.request_repeated", host=url.host)
+            if to_api:
+                await self._take_turn()
+            fresh = True  # and so not repeated again
+
+    async def _connect(self, url: URL, *, fresh: bool = False) -> tuple[aiohttp.connector.Connection, bool]:
+        """Return a connection to the URL's origin, and whether it was used before; the session bounds the time.
 
         Raises:
             AttemptFailed: there is none, or it is refused.
         """
         connector = self._session.connector
         try:
-            wanted = self._wanted(url)
-            while connector is not None:
-                connection = await connector.connect(wanted, [], self._session.timeout)
-                if connection.protocol is not None and not connection.protocol.should_close:
-                    return connection
-                connection.close()  # something came on it while nothing was asked: it is out of step
+            if isinstance(connector, GuardedConnector):
+                return await connector.acquire(self._wanted(url), self._session.timeout, fresh=fresh)
         except (aiohttp.ClientConnectorError, TimeoutError) as error:
             raise AttemptFailed(_connect_failure(error)) from error
         except aiohttp.InvalidURL as error:
@@ -311,6 +316,11 @@ class Transport:
                 self._origins.clear()
             wanted = self._origins[origin] = aiohttp.ClientRequest("GET", url, loop=self._loop, session=self._session)
         return wanted
+
+    async def _take_turn(self) -> None:
+        """Wait until the API may be sent another request."""
+        if waited_seconds := await self._politeness.turn():
+            self._metrics.rate_limit_wait.inc(waited_seconds)
 
     def _slow_down(self, headers: Mapping[str, str]) -> None:
         pause_seconds = self._politeness.slow_down(retry_after_seconds(headers))

@@ -170,6 +170,47 @@ async def test_longer_than_promised(sandbox: Sandbox, storage_url: StorageUrl, r
     assert len(reply.body) > SIZE
 
 
+async def test_second_response(sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str) -> None:
+    """Another response follows the last chunk."""
+    sandbox.faults.script(image_id, [Fault(Kind.SECOND_RESPONSE)])
+    reply = await raw_get(await storage_url(image_id))
+    assert reply.header("Transfer-Encoding") == "chunked"
+    assert b"\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n" in reply.body
+
+
+async def test_endless_trailers(sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str) -> None:
+    """Trailers follow the last chunk until the client closes the connection."""
+    sandbox.faults.script(image_id, [Fault(Kind.ENDLESS_TRAILERS)])
+    reply = await raw_get(await storage_url(image_id), stop_after=SIZE + 200_000)
+    assert reply.body.partition(b"\r\n0\r\n")[2].startswith(b"X-Trailer: ")
+    await sandbox.wait_until(lambda: sandbox.active_requests == 0)
+
+
+async def test_padded_headers(sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str) -> None:
+    """Every header value has white space around it."""
+    sandbox.faults.script(image_id, [Fault(Kind.PADDED_HEADERS)])
+    reply = await raw_get(await storage_url(image_id))
+    assert reply.header("Content-Length") == f" \t {SIZE} \t "
+    assert reply.body == sandbox.body(image_id)
+
+
+async def test_close_reused(sandbox: Sandbox, session: ClientSession, raw_get: RawGet, image_id: str) -> None:
+    """A new connection serves its first request and is closed at the second, which may come again on another."""
+    sandbox.faults.always(image_id, Fault(Kind.CLOSE_REUSED))
+    url = await _last_hop_before(sandbox, session, image_id, "storage")
+    reply = await raw_get(url)
+    assert reply.body == sandbox.body(image_id)
+    url = await _last_hop_before(sandbox, session, image_id, "storage")
+    async with session.get(await _last_hop_before(sandbox, session, image_id, "storage")) as response:
+        await response.read()
+    async with session.get(url) as response:  # aiohttp repeats it by itself
+        assert await response.read() == sandbox.body(image_id)
+    assert [(one.status, one.reused) for one in sandbox.requests_for(image_id, "storage")] == [
+        (200, False), (200, False), (0, True), (200, False),
+    ]  # fmt: skip
+    assert sandbox.reused_targets == 0
+
+
 @pytest.mark.parametrize("after_bytes", [None, 0, 1000])
 async def test_silence_ends_with_the_client(
     sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str, after_bytes: int | None

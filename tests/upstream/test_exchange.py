@@ -1,7 +1,9 @@
 """One GET on one connection, against servers that send just the bytes that a test gives them."""
 
 import asyncio
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -11,7 +13,7 @@ from yarl import URL
 
 from service.model import Reason
 from service.upstream.addresses import TargetRules
-from service.upstream.exchange import MAX_HEAD_BYTES, MAX_LEFTOVER_BYTES, question
+from service.upstream.exchange import MAX_LEFTOVER_BYTES, MAX_NON_BODY_BYTES, question
 from service.upstream.politeness import Politeness
 from service.upstream.rules import AttemptFailed
 from service.upstream.transport import Transport, open_session
@@ -147,6 +149,251 @@ async def test_connection_that_is_out_of_step_is_not_used_again(answer: bytes, b
     assert at.connections == 2
 
 
+SECOND = OK + b"X-Second: 1\r\nContent-Length: 6\r\n\r\nforged"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nimage\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "body"),
+    [
+        pytest.param(CHUNKED + b"\r\n" + SECOND, b"image", id="chunks"),
+        pytest.param(CHUNKED + b"X-Trailer: 1\r\n\r\n" + SECOND, b"image", id="trailers"),
+        pytest.param(CHUNKED + b"\r\n" + CHUNKED + b"\r\n", b"image", id="chunks_twice"),
+        pytest.param(CHUNKED + b"\r\nHTT", b"image", id="the_first_bytes_of_a_response"),
+        pytest.param(CHUNKED + b"\r\n\r\n", b"image", id="an_empty_line"),
+        pytest.param(CHUNKED + b"\r\n\n", b"image", id="a_line_feed"),
+        pytest.param(OK + b"Content-Length: 5\r\n\r\nimage" + SECOND, b"image", id="length"),
+        pytest.param(OK + b"Content-Length: 0\r\n\r\n" + SECOND, b"", id="no_length"),
+        pytest.param(b"HTTP/1.1 204 No Content\r\n\r\n" + SECOND, b"", id="no_content"),
+        pytest.param(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n" + SECOND, b"", id="not_modified"),
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\n\r\n" + CHUNKED + b"\r\n" + SECOND, b"image", id="interim"),
+    ],
+)
+async def test_bytes_behind_a_response_are_not_part_of_it(response: bytes, body: bytes) -> None:
+    """A second response in the same read is neither header nor body of the first, nor the response to the next."""
+    async with upstream_of(says(response), says(OK + b"Content-Length: 4\r\n\r\nnext")) as (transport, url, upstream):
+        async with transport.get(url, {}) as first:
+            received = b""
+            while chunk := await first.read():
+                received += chunk
+            assert received == body
+            assert "X-Second" not in first.headers
+            assert "X-Trailer" not in first.headers
+        assert await body_of(transport, url) == b"next"
+    assert upstream.connections == 2
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n\r\nthere", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"])
+async def test_bytes_behind_a_redirect_are_not_the_image(framing: bytes) -> None:
+    """A second response behind a redirect whose body is discarded is not the response of the redirect's target."""
+    redirect = says(b"HTTP/1.1 302 Found\r\nLocation: /there\r\n" + framing + SECOND)
+    async with upstream_of(redirect, says(OK + b"Content-Length: 5\r\n\r\nimage")) as (transport, url, upstream):
+        assert await body_of(transport, url) == b"image"
+    assert upstream.connections == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(b"Content-Length: 5 \r\n\r\nimage", id="length"),
+        pytest.param(b"Content-Length:\t 5\t \r\n\r\nimage", id="length_and_tabs"),
+        pytest.param(b"Transfer-Encoding: chunked \t\r\n\r\n5\r\nimage\r\n0\r\n\r\n", id="coding"),
+        pytest.param(b"Transfer-Encoding:chunked\t\r\n\r\n5\r\nimage\r\n0\r\n\r\n", id="coding_and_tab"),
+    ],
+)
+async def test_white_space_around_a_header_value_is_not_part_of_it(header: bytes) -> None:
+    """The framing and all other fields are read without it (RFC 9112 section 5), and the connection is reused."""
+    response = b'HTTP/1.1 200 OK\r\nContent-Type: image/jpeg \r\nETag: \t"tag" \t\r\n' + header
+    redirect = says(b"HTTP/1.1 302 Found\r\nLocation: /there \t\r\nContent-Length: 0 \r\n\r\n")
+    async with upstream_of(redirect, says(response), says(response)) as (transport, url, upstream):
+        async with transport.get(url, {}) as answer:
+            assert (answer.headers["ETag"], answer.content_type) == ('"tag"', "image/jpeg")
+            assert await answer.read() == b"image"
+            assert await answer.read() == b""
+        assert await body_of(transport, url) == b"image"
+    assert upstream.asked[1].startswith(b"GET /there HTTP/1.1\r\n")
+    assert upstream.connections == 1
+
+
+async def test_white_space_behind_close_ends_the_connection() -> None:
+    """``Connection: close`` with a space behind it is respected too."""
+    closing = says(OK + b"Connection: close \r\nContent-Length: 5\r\n\r\nimage")
+    async with upstream_of(closing, says(ANSWERS["length"])) as (transport, url, upstream):
+        assert [await body_of(transport, url) for _ in range(2)] == [b"image"] * 2
+    assert upstream.connections == 2
+
+
+async def test_any_number_of_chunks_is_taken() -> None:
+    """The framing of small chunks is far larger than the bound of what is not body, but belongs to the body."""
+    chunks = b"1\r\nx\r\n" * MAX_NON_BODY_BYTES
+    whole = OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+    # A server that sends size, data and line break by themselves.
+    pieces = says(OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n", b"x", b"\r\n"] * 1000, b"0\r\n", b"\r\n")
+    async with upstream_of(says(whole), pieces) as (transport, url, upstream):
+        assert await body_of(transport, url) == b"x" * MAX_NON_BODY_BYTES
+        assert await body_of(transport, url) == b"x" * 1000
+    assert upstream.connections == 1
+
+
+THIRD = b"X: " + b"x" * (MAX_NON_BODY_BYTES // 3) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "repeated"),
+    [
+        pytest.param(b"", b"HTTP/1.1 100 Continue\r\n\r\n", id="interim_responses"),
+        pytest.param(b"HTTP/1.1 103 Early Hints\r\n", b"Link: </x>\r\n", id="an_interim_response"),
+        pytest.param(OK, b"X: x\r\n", id="header_fields"),
+        pytest.param(OK + b"X: ", b"x" * 1000, id="a_header_field"),
+        pytest.param(CHUNKED, b"X: x\r\n", id="trailers"),
+        pytest.param(CHUNKED + b"X: ", b"x" * 1000, id="a_trailer"),
+        pytest.param(OK + b"Transfer-Encoding: chunked\r\n\r\n5;", b"x=y;" * 100, id="a_chunk_extension"),
+        pytest.param(
+            b"HTTP/1.1 103 Early Hints\r\n" + THIRD + b"\r\n" + OK + THIRD + CHUNKED.removeprefix(OK),
+            THIRD,
+            id="all_of_them_together",
+        ),
+    ],
+)
+async def test_what_is_not_body_is_bounded(begin: bytes, repeated: bytes) -> None:
+    """A response whose header or trailers never end fails; all that is not body shares one bound."""
+
+    async def endless(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(begin)
+        while True:
+            writer.write(repeated)
+            await writer.drain()
+
+    async with upstream_of(endless) as (transport, url, _):
+        with pytest.raises(AttemptFailed) as caught:
+            await body_of(transport, url)
+    assert caught.value.failure.reason is Reason.CONNECTION_LOST
+
+
+async def test_bound_is_shared_by_all_that_is_not_body() -> None:
+    """Two thirds of the bound are taken as header and trailers; three thirds and a line are not."""
+    interim = b"HTTP/1.1 103 Early Hints\r\n" + THIRD + b"\r\n"
+    final = OK + THIRD + CHUNKED.removeprefix(OK)
+    async with upstream_of(
+        says(interim, final, b"\r\n"), says(final, THIRD, b"\r\n"), says(interim, final, THIRD, b"Y: y\r\n")
+    ) as (transport, url, _):
+        assert await body_of(transport, url) == b"image"
+        assert await body_of(transport, url) == b"image"
+        with pytest.raises(AttemptFailed) as caught:
+            await body_of(transport, url)
+    assert caught.value.failure.reason is Reason.CONNECTION_LOST
+
+
+@pytest.mark.parametrize("forged", [SECOND, b"\r\n", b"x"], ids=["response", "empty_line", "byte"])
+@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_connection_with_unread_bytes_is_not_used(
+    forged: bytes,
+    over_tls: bool,  # noqa: FBT001 - a case
+    method: str,
+    secured: ssl.SSLContext,
+    trusting: ssl.SSLContext,
+) -> None:
+    """An unrequested response on an idle connection is noticed, also if the event loop has not read it yet."""
+    idle: list[asyncio.StreamWriter] = []
+
+    async def first(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"Content-Length: 5\r\n\r\nimage")
+        idle.append(writer)
+
+    following = says(OK + b"Content-Length: 4\r\n\r\nnext")
+    tls = {"secured": secured, "trusting": trusting} if over_tls else {}
+    async with upstream_of(first, following, **tls) as (transport, url, upstream):  # type: ignore[arg-type]
+        assert await body_of(transport, url) == b"image"
+        idle[0].write(forged)  # goes to the socket at once, and no turn of the loop follows
+        if method == "GET":
+            assert await body_of(transport, url) == b"next"
+        else:
+            async with transport.send(method, url, {}, b"") as response:
+                assert await response.read() == b"next"
+    assert upstream.connections == 2
+
+
+async def test_idle_connection_that_was_closed_is_not_used() -> None:
+    """The end of an idle connection is noticed before a request is written to it."""
+    idle: list[asyncio.StreamWriter] = []
+
+    async def first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"Content-Length: 5\r\n\r\nimage")
+        idle.append(writer)
+        upstream.asked.append(await reader.read())
+
+    async with upstream_of(first, says(OK + b"Content-Length: 4\r\n\r\nnext")) as (transport, url, upstream):
+        assert await body_of(transport, url) == b"image"
+        idle[0].write_eof()
+        assert await body_of(transport, url) == b"next"
+    assert upstream.connections == 2
+    assert min(map(len, upstream.asked)) == 0, "nothing came on the first connection behind its end"
+
+
+async def close(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Close the connection instead of responding."""
+    writer.close()
+
+
+async def abort(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Reset the connection instead of responding."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def paths_of(upstream: Upstream) -> list[bytes]:
+    """Return the path of each request."""
+    return [request.split(b" ", 2)[1] for request in upstream.asked]
+
+
+@pytest.mark.parametrize("ending", [close, abort], ids=["closed", "reset"])
+async def test_reused_connection_that_dies_is_replaced(ending: Script) -> None:
+    """A request on an idle connection that is closed without a response is sent again, not the one before it."""
+    redirect = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
+    async with upstream_of(says(redirect), ending, says(ANSWERS["length"])) as (transport, url, upstream):
+        assert await body_of(transport, url) == b"image"
+    assert paths_of(upstream) == [b"/image?of=1", b"/there", b"/there"]
+    assert upstream.asked[1] == upstream.asked[2]
+    assert upstream.connections == 2
+
+
+async def test_dead_connection_is_replaced_by_a_new_one() -> None:
+    """The request is repeated on a new connection: another idle one may be as dead."""
+    both = asyncio.Barrier(2)
+
+    async def together(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await both.wait()
+        writer.write(ANSWERS["length"])
+
+    async with upstream_of(together, together, close, says(ANSWERS["length"])) as (transport, url, upstream):
+        await asyncio.gather(*(body_of(transport, url) for _ in range(2)))
+        assert upstream.connections == 2
+        assert await body_of(transport, url) == b"image"
+    assert (upstream.connections, len(upstream.asked)) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "requests"),
+    [
+        pytest.param([close], 1, id="new_connection"),
+        pytest.param([says(ANSWERS["length"]), close, close], 3, id="twice"),
+        pytest.param([says(ANSWERS["length"]), says(b"H", end=True)], 2, id="after_the_first_byte"),
+        pytest.param([says(ANSWERS["length"]), says(b"HTTP/1.1 100 OK\r\n\r\n", end=True)], 2, id="after_an_interim"),
+    ],
+)
+async def test_connection_that_breaks_otherwise_is_a_failure(scripts: Sequence[Script], requests: int) -> None:
+    """A request is repeated once, only on behalf of an idle connection, and only before the first byte."""
+    async with upstream_of(*scripts) as (transport, url, upstream):
+        for _ in scripts[: requests - 1 if requests < 3 else 1]:
+            assert await body_of(transport, url) == b"image"
+        with pytest.raises(AttemptFailed) as caught:
+            await body_of(transport, url)
+    assert caught.value.failure.reason is Reason.CONNECTION_LOST
+    assert len(upstream.asked) == requests
+
+
 async def test_answer_that_nobody_asked_for_is_not_the_next_one() -> None:
     """A connection on which something came while it was idle is closed, and another one asked."""
     late, forged = asyncio.Event(), asyncio.Event()
@@ -176,13 +423,35 @@ async def test_answer_that_nobody_asked_for_is_not_the_next_one() -> None:
         pytest.param(says(end=True), Reason.CONNECTION_LOST, b"", id="closed_at_once"),
         pytest.param(says(b"HTTP/1.1 200", end=True), Reason.CONNECTION_LOST, b"", id="closed_in_the_head"),
         pytest.param(says(b"SSH-2.0-OpenSSH\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="not_http"),
-        pytest.param(says(OK + b"X: " + b"x" * MAX_HEAD_BYTES), Reason.CONNECTION_LOST, b"", id="endless_head"),
+        pytest.param(says(OK + b"X: " + b"x" * MAX_NON_BODY_BYTES), Reason.CONNECTION_LOST, b"", id="endless_head"),
         pytest.param(
             says(OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
             Reason.CONNECTION_LOST,
             b"",
             id="two_lengths",
         ),
+        *(
+            pytest.param(
+                says(OK + header + b"\r\n\r\nimage", end=True), Reason.CONNECTION_LOST, b"", id=str(header, "ascii")
+            )
+            for header in (
+                b"Content-Length: 9999999999999999999",
+                b"Content-Length: 99999999999999999999",
+                b"Content-Length: 5, 5",
+                b"Content-Length: 5\r\nContent-Length: 6",
+                b"Content-Length: 5\r\nContent-Length: 5",
+                b"Content-Length: +5",
+                b"Content-Length: -5",
+                b"Content-Length: 0x5",
+                b"Content-Length: 5 5",
+                b"Content-Length:",
+                b"Transfer-Encoding:",
+                b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+                b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
+            )
+        ),
+        pytest.param(says(b"\r\n\r\n" + OK + b"\r\n"), Reason.CONNECTION_LOST, b"", id="empty_lines_before"),
+        pytest.param(says(b"HTTP/1.1 000 OK\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="no_status"),
         pytest.param(
             says(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="coding"
         ),

@@ -9,7 +9,7 @@ from yarl import URL
 
 from service.archive.writer import ArchiveWriter
 from service.model import Image, ImageOptions, Readiness
-from service.sandbox import Fault, Kind, Sandbox, SandboxImage
+from service.sandbox import Fault, Kind, Origin, Sandbox, SandboxImage
 from service.upstream.addresses import TargetRules
 from service.upstream.client import UpstreamClient
 from service.upstream.download import DownloadPolicy
@@ -270,6 +270,8 @@ async def test_not_tried_again(
         pytest.param(Fault(Kind.WEAK_ETAG), id="weak ETag"),
         pytest.param(Fault(Kind.DRIP, chunk_bytes=30_000, delay_seconds=0.001), id="drip"),
         pytest.param(Fault(Kind.LONGER), id="more bytes than promised"),
+        pytest.param(Fault(Kind.SECOND_RESPONSE), id="a second response behind the last chunk"),
+        pytest.param(Fault(Kind.PADDED_HEADERS), id="white space around header values"),
     ],
 )
 async def test_odd_but_whole(fault: Fault, sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
@@ -277,6 +279,38 @@ async def test_odd_but_whole(fault: Fault, sandbox: Sandbox, service: str, clien
     order = add_order(sandbox, [SIZE])
     sandbox.faults.always(order.images[0].image_id, fault)
     assert await download(client, images_url(service, order.order_id)) == {"0.jpg": jpeg(SIZE)}
+
+
+@pytest.mark.parametrize("origin", ["api", "asset", "storage"])
+async def test_reused_connection_that_is_closed_uses_up_no_attempt(
+    origin: Origin, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A request on an idle connection that the server closes is sent once more, and nothing before it is."""
+    service = await start_service(image_attempts=1, images_in_flight=1)
+    order = add_order(sandbox, [1000] * 4)
+    for image in order.images:
+        sandbox.faults.script(image.image_id, [Fault(Kind.CLOSE_REUSED)], origin=origin)
+    found = await download(client, images_url(service, order.order_id, "?manifest=always"))
+    assert images_in(found) == {image.name: sandbox.body(image.image_id) for image in order.images}
+    assert [one["attempts"] for one in manifest_in(found)["images"]] == [1] * 4
+    for hop in ("api", "asset", "storage"):
+        closed = [one for image in order.images for one in sandbox.requests_for(image.image_id, hop) if not one.status]
+        assert bool(closed) == (hop == origin)
+        requests = sum(len(sandbox.requests_for(image.image_id, hop)) for image in order.images)
+        assert requests == 4 + len(closed)
+    assert sandbox.reused_targets == 0
+
+
+async def test_trailers_without_an_end_are_a_failed_attempt(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An image with endless trailers is tried again like any other whose response breaks."""
+    order = add_order(sandbox, [SIZE, SIZE])
+    sandbox.faults.script(order.images[0].image_id, [Fault(Kind.ENDLESS_TRAILERS)])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.ENDLESS_TRAILERS))
+    found = await download(client, images_url(service, order.order_id))
+    assert images_in(found) == {"0.jpg": jpeg(SIZE)}
+    assert list(failures_in(found)) == ["1.jpg"]
 
 
 async def test_body_without_any_framing_must_show_its_own_end(
