@@ -26,7 +26,8 @@ class SandboxImage:
     """One image and how it behaves.
 
     Without ``body`` and ``size_bytes`` it is drawn. ``body`` is served as it is for all parameters; ``size_bytes``
-    makes up a body of that size, which is no real image. ``ready_after_polls`` starts it as ``processing`` and turns
+    makes up a body of that size, which is no real image. ``padding_bytes`` zero bytes follow any of them.
+    ``ready_after_polls`` starts it as ``processing`` and turns
     it to ``ready_status`` once its order (or itself) has been looked up that often. None for a switch means "as the
     sandbox does". ``extra`` is merged into its JSON; a value of ``...`` takes a field away.
     """
@@ -35,6 +36,7 @@ class SandboxImage:
     body: bytes | None = None
     content_type: str | None = None
     size_bytes: int | None = None
+    padding_bytes: int = 0
     status: str | None = "processed"
     status_reason: str | None = None
     ready_after_polls: int | None = None
