@@ -68,7 +68,10 @@ class SandboxImage:
 
 @dataclass(slots=True)
 class SandboxOrder:
-    """One order. ``is_processing`` is read from its images unless it is set."""
+    """One order. ``is_processing`` is read from its images unless it is set.
+
+    ``hidden`` holds the ids that a look-up, by its number from 1, leaves out; with None it lists no images at all.
+    """
 
     order_id: str
     name: str | None = None
@@ -78,6 +81,7 @@ class SandboxOrder:
     is_deleted: bool = False
     created_at: datetime = _EPOCH
     extra: dict[str, object] = field(default_factory=dict)
+    hidden: dict[int, frozenset[str] | None] = field(default_factory=dict)
     polls: int = 0
 
 
