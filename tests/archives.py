@@ -11,8 +11,8 @@ from yarl import URL
 from service.archive.report import MANIFEST_NAME, REPORT_NAME
 from service.sandbox import Sandbox, SandboxImage, SandboxOrder
 
-# A body that passes for a JPEG: its first and last bytes are right, and each is different from the others.
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff\xe0", b"\xff\xd9"
+# A body that passes for a JPEG: one empty segment starts a scan, and the end is marked.
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff\xda\0\x02", b"\xff\xd9"
 
 
 def jpeg(size: int, seed: int = 0) -> bytes:

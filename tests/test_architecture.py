@@ -78,6 +78,7 @@ PURE = (
     "service/errors/",
     "service/upstream/addresses.py",
     "service/upstream/breaker.py",
+    "service/upstream/format_walkers.py",
     "service/upstream/formats.py",
     "service/upstream/payloads.py",
     "service/upstream/rules.py",

@@ -7,6 +7,13 @@ from service.archive.naming import entry_stems
 from service.archive.plan import TAKEN_OUT, ArchiveOptions, ArchivePlan, PlannedImage, unavailable
 from service.model import Failure, Image, Order, Readiness, Reason
 
+# An image that so many look-ups in a row do not list is gone. One may miss it: an order that is being merged lists
+# nothing for a while, and lists may be read while they are written.
+LOOK_UPS_UNTIL_GONE = 3
+
+_NOT_IN_TIME = Failure(Reason.NOT_READY, "The image was not processed in time.")
+_NOT_LISTED = Failure(Reason.NOT_READY, "The order did not list the image when the wait ended.")
+
 
 @dataclass(frozen=True, slots=True)
 class News:
@@ -18,6 +25,10 @@ class News:
     appeared: Sequence[PlannedImage]
     ready: Sequence[PlannedImage]
     failed: Sequence[tuple[PlannedImage, Failure]]
+
+    def __bool__(self) -> bool:
+        """Tell whether there is any."""
+        return bool(self.appeared or self.ready or self.failed)
 
 
 def may_change(order: Order, options: ArchiveOptions) -> bool:
@@ -37,6 +48,9 @@ class LivePlan:
 
     Positions and names, once given, stay: an image that appears later comes behind all others. ``max_images`` and the
     caller's ``max_credits`` bound what may appear.
+
+    An image that is not listed is unknown, not gone. It is gone when ``LOOK_UPS_UNTIL_GONE`` look-ups in a row found an
+    order that is not busy and lists others; until then it is awaited, and taken up when it is listed again.
     """
 
     def __init__(self, plan: ArchivePlan, *, max_images: int) -> None:
@@ -46,6 +60,9 @@ class LivePlan:
         self._known = {image.image_id for image in self._images}
         self._unnamed = sum(not image.image_id for image in self._images)
         self._awaited = {item.image.image_id: item for item in plan.awaited}
+        self._absences: dict[str, int] = {}  # look-ups in a row without an awaited image, by its id
+        self._listed = set(self._awaited)  # the ids of the latest look-up
+        self._empty_lists = 0  # look-ups in a row without any image, of an order that is not busy
         self._total = plan.total
         self._may_grow = plan.order.busy and not plan.options.only
         price = [item for item in (*plan.wanted, *plan.awaited) if not item.image.paid]
@@ -59,37 +76,51 @@ class LivePlan:
 
     def update(self, order: Order) -> News:
         """Take in what the order is now."""
-        self._may_grow = order.busy and not self._options.only
+        self._empty_lists = 0 if order.busy or order.images else self._empty_lists + 1
+        if order.busy or order.images or self._empty_lists >= LOOK_UPS_UNTIL_GONE:
+            self._may_grow = order.busy and not self._options.only
         listed = {image.image_id: image for image in order.images if image.image_id}
+        self._listed = set(listed)
+        gone = self._gone(order, listed)
         ready, failed = self._settled(listed)
         appeared, refused = self._appeared(order)
         at_once, never = self._settled(listed)
-        return News(appeared, [*ready, *at_once], [*failed, *refused, *never])
+        return News(appeared, [*ready, *at_once], [*gone, *failed, *refused, *never])
+
+    def _gone(self, order: Order, listed: Mapping[str, Image]) -> list[tuple[PlannedImage, Failure]]:
+        """Return which of the awaited images have not been listed for too long; these need no credit any more."""
+        is_known = not order.busy and bool(order.images)
+        absent = [image_id for image_id in self._awaited if image_id not in listed] if is_known else []
+        self._absences = {image_id: self._absences.get(image_id, 0) + 1 for image_id in absent}
+        gone = [image_id for image_id, times in self._absences.items() if times >= LOOK_UPS_UNTIL_GONE]
+        return self._failed([(self._awaited.pop(image_id), TAKEN_OUT) for image_id in gone])
+
+    def _failed(self, failed: list[tuple[PlannedImage, Failure]]) -> list[tuple[PlannedImage, Failure]]:
+        """Leave the credits of images that are not bought to others."""
+        if self._credits_left is not None:
+            self._credits_left += sum(not item.image.paid for item, _ in failed)
+        return failed
 
     def _settled(self, listed: Mapping[str, Image]) -> tuple[list[PlannedImage], list[tuple[PlannedImage, Failure]]]:
-        """Return which of the awaited images have become ready and which never will; these need no credit any more."""
+        """Return which of the awaited images have become ready and which never will."""
         ready: list[PlannedImage] = []
         failed: list[tuple[PlannedImage, Failure]] = []
         for image_id, item in list(self._awaited.items()):
             image = listed.get(image_id)
-            if image is None:
-                failed.append((item, TAKEN_OUT))
-            elif image.readiness is Readiness.READY:
+            if image is None or image.readiness is Readiness.NOT_READY:
+                continue
+            if image.readiness is Readiness.READY:
                 ready.append(PlannedImage(item.position, image, item.stem))
-            elif image.readiness is not Readiness.NOT_READY:
+            else:
                 failure = unavailable(PlannedImage(item.position, image, item.stem)).failure
                 failed.append((item, failure or Failure(Reason.PROCESSING_FAILED, "")))
-            else:
-                continue
             del self._awaited[image_id]
-        if self._credits_left is not None:
-            self._credits_left += sum(not item.image.paid for item, _ in failed)
-        return ready, failed
+        return ready, self._failed(failed)
 
     def leftovers(self) -> Sequence[tuple[PlannedImage, Failure]]:
         """Return what is still not ready when the wait is over; nothing is waited for any more."""
         rest, self._awaited = self._awaited, {}
-        return [(item, Failure(Reason.NOT_READY, "The image was not processed in time.")) for item in rest.values()]
+        return [(item, _NOT_IN_TIME if image_id in self._listed else _NOT_LISTED) for image_id, item in rest.items()]
 
     def _appeared(self, order: Order) -> tuple[list[PlannedImage], list[tuple[PlannedImage, Failure]]]:
         # Without an id none can be told from another: only how many there are.

@@ -5,7 +5,7 @@ A name depends only on what stands before it in the order, never on which downlo
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote
 
 from pathvalidate import FileNameSanitizer
@@ -46,6 +46,10 @@ _PORTABLE = FileNameSanitizer(
     additional_reserved_names=("CONIN$", "CONOUT$"),
 )
 
+
+# UAX #15 section 13 (stream-safe text): no language has more marks on a letter. Normalisation sorts the marks of a
+# letter in time that grows with the square of their number.
+MAX_MARKS_IN_A_ROW = 30
 
 # Names like these, which most are, pass every rule unchanged: told apart first, because an order of 2,000 names
 # must not hold up the downloads of others (50 µs a name through all the rules, 2 µs so).
@@ -94,14 +98,23 @@ def visible(text: str) -> str:
     """Keep what a reader can see, on one line, in Unicode's composed form.
 
     White space of any kind becomes a plain space. Control, bidi and zero-width characters go, except the joiners
-    inside emoji. What cannot be encoded or means nothing yet becomes ``_``.
+    inside emoji. What cannot be encoded or means nothing yet becomes ``_``. Of the marks on one letter the first
+    ``MAX_MARKS_IN_A_ROW`` stay.
     """
     # Two surrogates that make a pair are one character; a lone one cannot be written to a file name at all.
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     kept_zwj = {match.start() for match in _EMOJI_ZWJ.finditer(whole)}
     pieces = (_ZWJ if at in kept_zwj else _visible_char(char) for at, char in enumerate(whole))
     # Last, because what has been dropped may have stood between a letter and its accent.
-    return unicodedata.normalize("NFC", "".join(pieces))
+    return unicodedata.normalize("NFC", "".join(_with_few_marks(pieces)))
+
+
+def _with_few_marks(chars: Iterable[str]) -> Iterator[str]:
+    marks = 0
+    for char in filter(None, chars):
+        marks = marks + 1 if unicodedata.category(char).startswith("M") else 0
+        if marks <= MAX_MARKS_IN_A_ROW:
+            yield char
 
 
 def _visible_char(char: str) -> str:

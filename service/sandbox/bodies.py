@@ -14,11 +14,14 @@ CHUNK_BYTES = 256 * 1024
 # The repeated block of a generated body. Not a divisor of CHUNK_BYTES, so that a client which mixes up
 # offsets by a whole chunk gets other bytes than it should.
 BLOCK_BYTES = 1_000_003
-_JPEG_START = bytes.fromhex("ffd8ffe000104a46494600010100000100010000")
+# SOI, APP0 and the header of a scan (ITU-T T.81 B.2.3): what follows is scan data.
+_JPEG_START = bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffda0008010100003f00")
 _JPEG_END = bytes.fromhex("ffd9")
 # Long enough for every format's magic: a changed body still looks like an image.
 _MAGIC_BYTES = 32
-_FLIP = bytes(value ^ 0x55 for value in range(256))
+# Neither makes an FF, which would start a marker in scan data.
+_NO_MARKER = bytes(min(value, 0xFE) for value in range(256))
+_FLIP = bytes(min(value ^ 0x55, 0xFE) for value in range(256))
 
 
 class Body(Protocol):
@@ -73,7 +76,7 @@ class GeneratedBody:
         self.size = size
         self.etag = f'"{hashlib.md5(f"{seed}-{size}".encode(), usedforsecurity=False).hexdigest()}"'
         # Twice the block, so that any slice shorter than a block is one slice.
-        self._block = random.Random(seed).randbytes(min(BLOCK_BYTES, size)) * 2
+        self._block = random.Random(seed).randbytes(min(BLOCK_BYTES, size)).translate(_NO_MARKER) * 2
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from ``start`` up to ``stop``, at most one block's length of them."""
@@ -95,10 +98,13 @@ def _ended(piece: bytes, stop: int, size: int) -> bytes:
 
 
 class ChangedBody:
-    """Another JPEG's content, altered between its magic bytes and its end; ``extra`` bytes longer."""
+    """Another JPEG's content, altered between its beginning and its end; ``extra`` bytes longer."""
 
     def __init__(self, original: Body, *, extra: int = 0) -> None:
         self._original = original
+        start = original.read(0, min(original.size, _MAGIC_BYTES))
+        # Altered segments could not be walked: an altered JPEG has the least of them.
+        self._start = _JPEG_START[: len(start)] if start.startswith(_JPEG_START[:3]) else start
         self.size = original.size + extra
         self.etag = f'"{hashlib.md5(original.etag.encode(), usedforsecurity=False).hexdigest()}"'
 
@@ -106,9 +112,24 @@ class ChangedBody:
         """Return the bytes from ``start`` up to ``stop``."""
         stop = min(stop, self.size)
         piece = self._original.read(start, min(stop, self._original.size)) if start < self._original.size else b""
-        plain = max(0, min(len(piece), _MAGIC_BYTES - start))
-        altered = piece[:plain] + piece[plain:].translate(_FLIP)
+        plain = self._start[start:stop]
+        altered = plain + piece[len(plain) :].translate(_FLIP)
         return _ended(altered.ljust(stop - start, b"+"), stop, self.size)
+
+
+class PaddedBody:
+    """A body with zero bytes behind it, as encoders pad their files."""
+
+    def __init__(self, original: Body, padding_bytes: int) -> None:
+        self._original = original
+        self.size = original.size + padding_bytes
+        self.etag = original.etag
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from ``start`` up to ``stop``."""
+        stop = min(stop, self.size)
+        end = min(stop, self._original.size)
+        return (self._original.read(start, end) if start < end else b"").ljust(stop - start, b"\0")
 
 
 class NoiseBody:

@@ -6,7 +6,7 @@ import zlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from service.sandbox.bodies import Body, BytesBody, GeneratedBody
+from service.sandbox.bodies import Body, BytesBody, GeneratedBody, PaddedBody
 from service.sandbox.variants import CONTENT_TYPES, Variant
 from service.sandbox.world import SandboxImage
 
@@ -87,15 +87,15 @@ class Gallery:
     def body_now(self, image: SandboxImage, variant: Variant) -> Body:
         """Return the body, drawing it here and now if need be."""
         known = self._known(image, variant)
-        return known or self._keep(image, variant, self.studio.render(self._subject(image), variant))
+        return _padded(image, known or self._keep(image, variant, self.studio.render(self._subject(image), variant)))
 
     async def body(self, image: SandboxImage, variant: Variant) -> Body:
         """Return the body, drawing it in a thread if need be."""
         known = self._known(image, variant)
-        if known is not None:
-            return known
-        drawn = await asyncio.to_thread(self.studio.render, self._subject(image), variant)
-        return self._keep(image, variant, drawn)
+        if known is None:
+            drawn = await asyncio.to_thread(self.studio.render, self._subject(image), variant)
+            known = self._keep(image, variant, drawn)
+        return _padded(image, known)
 
     def _known(self, image: SandboxImage, variant: Variant) -> Body | None:
         if image.body is not None:
@@ -138,3 +138,7 @@ class Gallery:
         if image.picture_seed is not None:
             return self._seed + image.picture_seed
         return self._seed + zlib.crc32(image.image_id.encode())
+
+
+def _padded(image: SandboxImage, body: Body) -> Body:
+    return PaddedBody(body, image.padding_bytes) if image.padding_bytes else body

@@ -63,7 +63,8 @@ def order_json(order: SandboxOrder, version: str) -> dict[str, object]:
     created = order.created_at.replace(tzinfo=None).isoformat(timespec="microseconds")
     statuses = {image.status for image in order.images}
     processing = bool(statuses & _PENDING) if order.is_processing is None else order.is_processing
-    images = [] if order.is_merging else order.images
+    hidden = order.hidden.get(order.polls, frozenset())
+    images = [] if order.is_merging or hidden is None else [one for one in order.images if one.image_id not in hidden]
     fields: dict[str, object] = {
         "order_id": order.order_id,
         "name": order.name,
@@ -74,7 +75,7 @@ def order_json(order: SandboxOrder, version: str) -> dict[str, object]:
         "total_images": len(images),
         "created_at": created,
         "last_updated_at": created,
-        "images": [image_json(image, version) for image in images],
+        "images": None if hidden is None else [image_json(image, version) for image in images],
     }
     if order.name is None:
         del fields["name"]

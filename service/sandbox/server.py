@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -266,6 +266,11 @@ class Sandbox(Switches):
     def on_poll(self, order_id: str, number: int, action: Callable[[], object]) -> None:
         """Run an action right before the look-up of an order with that number (from 1) is answered."""
         self._world.on_poll(order_id, number, action)
+
+    def hide_images(self, order_id: str, look_ups: Iterable[int], image_ids: Iterable[str] | None = None) -> None:
+        """Leave images out of the look-ups with these numbers (from 1); without ids they list null instead."""
+        hidden = None if image_ids is None else frozenset(image_ids)
+        self._world.orders[order_id].hidden |= dict.fromkeys(look_ups, hidden)
 
     def expire_targets(self) -> None:
         """Make every storage URL handed out so far answer as expired."""

@@ -26,7 +26,8 @@ class SandboxImage:
     """One image and how it behaves.
 
     Without ``body`` and ``size_bytes`` it is drawn. ``body`` is served as it is for all parameters; ``size_bytes``
-    makes up a body of that size, which is no real image. ``ready_after_polls`` starts it as ``processing`` and turns
+    makes up a body of that size, which is no real image. ``padding_bytes`` zero bytes follow any of them.
+    ``ready_after_polls`` starts it as ``processing`` and turns
     it to ``ready_status`` once its order (or itself) has been looked up that often. None for a switch means "as the
     sandbox does". ``extra`` is merged into its JSON; a value of ``...`` takes a field away.
     """
@@ -35,6 +36,7 @@ class SandboxImage:
     body: bytes | None = None
     content_type: str | None = None
     size_bytes: int | None = None
+    padding_bytes: int = 0
     status: str | None = "processed"
     status_reason: str | None = None
     ready_after_polls: int | None = None
@@ -66,7 +68,10 @@ class SandboxImage:
 
 @dataclass(slots=True)
 class SandboxOrder:
-    """One order. ``is_processing`` is read from its images unless it is set."""
+    """One order. ``is_processing`` is read from its images unless it is set.
+
+    ``hidden`` holds the ids that a look-up, by its number from 1, leaves out; with None it lists no images at all.
+    """
 
     order_id: str
     name: str | None = None
@@ -76,6 +81,7 @@ class SandboxOrder:
     is_deleted: bool = False
     created_at: datetime = _EPOCH
     extra: dict[str, object] = field(default_factory=dict)
+    hidden: dict[int, frozenset[str] | None] = field(default_factory=dict)
     polls: int = 0
 
 

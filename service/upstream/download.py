@@ -22,7 +22,8 @@ from service.metrics import Metrics
 from service.model import DownloadEvent, Failure, Interrupted, Opened, Reason, ResumeMethod
 from service.upstream import rules
 from service.upstream.exchange import Exchange
-from service.upstream.formats import SNIFF_BYTES, TAIL_BYTES, ImageFormat, has_ended, sniff
+from service.upstream.format_walkers import Walker, new_walker
+from service.upstream.formats import bytes_to_sniff, sniff
 from service.upstream.rules import Answer, AttemptFailed, Received
 from service.upstream.transport import Transport
 
@@ -62,9 +63,7 @@ class ImageDownload:
         self._image_id = image_id
         self._tell_granted: Callable[[], None] | None = granted
         self._received = Received()
-        self._format: ImageFormat | None = None
-        self._head = b""
-        self._tail = b""
+        self._walker = Walker()  # of the copy that was opened last
         self._tries = 0  # the attempts that count
         self._refusals = 0  # answers of 429 that did not
         self._furthest = 0  # bytes of the image that the best attempt so far has reached
@@ -166,21 +165,21 @@ class ImageDownload:
     async def _read_head(self, response: Exchange) -> bytes:
         """Read until the format can be told, or the body ends."""
         head = b""
-        while len(head) < SNIFF_BYTES and (chunk := await response.read()):
+        while len(head) < bytes_to_sniff(head) and (chunk := await response.read()):
             head += chunk
         return head
 
     def _open_copy(self, response: Exchange, head: bytes) -> Opened:
         """Verify what a new copy starts with and forget the one before."""
         self._received = Received()
-        self._format = sniff(head)
-        if self._format is None:
+        image_format = sniff(head)
+        if image_format is None:
             detail = "the first bytes are not those of an image"
             raise AttemptFailed(Failure(Reason.NOT_AN_IMAGE, detail, response.status))
-        self._head, self._tail = head[:SNIFF_BYTES], b""
+        self._walker = new_walker(image_format, head)
         total = rules.content_length(response.headers)
         self._received = Received(total=total, etag=rules.strong_etag(response.headers))
-        return Opened(self._format.extension, total)
+        return Opened(image_format.extension, total)
 
     async def _skip_received(self, response: Exchange) -> bytes:
         """Read past what is already in hand, and return what came with its last bytes."""
@@ -203,19 +202,20 @@ class ImageDownload:
         crc32 = isal_zlib.crc32(chunk, received.crc32)
         # Not dataclasses.replace, which is slow enough to be seen here, once for every chunk.
         self._received = Received(count, crc32, received.total, received.etag, received.resumable)
-        self._tail = chunk if len(chunk) >= TAIL_BYTES else (self._tail + chunk)[-TAIL_BYTES:]
+        self._walker.feed(chunk)
 
     def _verify_end(self, response: Exchange) -> None:
         """The body has ended without an error: it is the whole image only if nothing speaks against it.
 
         A body with neither length nor chunked coding ends when the connection does (RFC 9112 section 6.3, rule 8),
-        which proves nothing: then the file itself must show that it is complete.
+        which proves nothing: then the file itself must show that it is complete. Where it can show that it is not, a
+        length or a last chunk proves nothing either: what is stored may be cut off.
         """
         count, total = self._received.count, self._received.total
         if total is not None and count != total:
             failure = Failure(Reason.TRUNCATED, f"{count} bytes came instead of {total}")
             raise AttemptFailed(failure)
-        ended = self._format is not None and has_ended(self._format, self._head, self._tail, count)
+        ended = self._walker.has_ended()
         if ended is False or (ended is None and not response.framed):
             failure = Failure(Reason.TRUNCATED, "the image is cut off before its end")
             raise AttemptFailed(failure, received=Received())

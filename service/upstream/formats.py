@@ -1,4 +1,4 @@
-"""What a picture file looks like: its first bytes, and its last.
+"""What a picture file looks like by its first bytes; ``format_walkers`` finds its end.
 
 What comes from the API must have one of the formats that it renders. What goes there may also be what cameras and
 phones make (its page /file-guidelines/formats).
@@ -6,65 +6,58 @@ phones make (its page /file-guidelines/formats).
 
 from dataclasses import dataclass
 
-# Enough for the longest signature below (ISO base media: the brand ends at byte 12) with room for a longer ftyp box.
+# Enough for the longest signature below (ISO base media: the major brand ends at byte 12) and a few brands more.
 SNIFF_BYTES = 32
-# Where the end marker must be found. Some encoders pad behind it, hence more than the marker's own length.
-TAIL_BYTES = 64
+# A list of brands may be longer; a thousand of them are read.
+MAX_SNIFF_BYTES = 4096
 
-_AVIF_BRANDS = (b"avif", b"avis")
-_JXL_CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+JXL_CONTAINER = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """A picture format: its extension without a dot, and the marker that ends a complete file, if it has one."""
+    """A picture format by the extension of its files, without a dot."""
 
     extension: str
-    end_marker: bytes | None
 
 
-JPEG = ImageFormat("jpg", b"\xff\xd9")  # ITU T.81 B.1.1.3: EOI
-PNG = ImageFormat("png", b"IEND\xaeB`\x82")  # PNG 11.2.5 with its CRC
-WEBP = ImageFormat("webp", None)
-AVIF = ImageFormat("avif", None)
-JXL = ImageFormat("jxl", None)
+JPEG = ImageFormat("jpg")
+PNG = ImageFormat("png")
+WEBP = ImageFormat("webp")
+AVIF = ImageFormat("avif")
+JXL = ImageFormat("jxl")
+
+
+def bytes_to_sniff(head: bytes) -> int:
+    """Return how many first bytes ``sniff`` needs, from those that have come; at most ``MAX_SNIFF_BYTES``.
+
+    An ISO base media file lists its brands in a first box that states its own size.
+    """
+    if head[4:8] == b"ftyp":
+        return min(max(SNIFF_BYTES, int.from_bytes(head[:4])), MAX_SNIFF_BYTES)
+    return SNIFF_BYTES
 
 
 def sniff(head: bytes) -> ImageFormat | None:
-    """Return the format that the first bytes (``SNIFF_BYTES``, fewer only at the end) announce, if any."""
+    """Return the format that the first bytes (``bytes_to_sniff``, fewer only at the end) announce, if any."""
     if head.startswith(b"\xff\xd8\xff"):
         return JPEG
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return WEBP
-    brands = head[8:12] + head[16:SNIFF_BYTES]  # ISO/IEC 14496-12 section 4.3: major, (minor version), compatible
-    if head[4:8] == b"ftyp" and any(brand in brands for brand in _AVIF_BRANDS):
+    if head[4:8] == b"ftyp" and not _AVIF_BRANDS.isdisjoint(_brands(head)):
         return AVIF
-    if head.startswith((b"\xff\x0a", _JXL_CONTAINER)):
+    if head.startswith((b"\xff\x0a", JXL_CONTAINER)):
         return JXL
     return None
 
 
-def stated_size(head: bytes) -> int | None:
-    """Return the file size in bytes which the first bytes themselves state (WebP's RIFF header), if they do."""
-    if sniff(head) is WEBP:
-        return int.from_bytes(head[4:8], "little") + 8
-    return None
-
-
-def has_ended(image_format: ImageFormat, head: bytes, tail: bytes, size: int) -> bool | None:
-    """Tell by the file itself whether it is complete; ``None`` where its format cannot say.
-
-    ``tail`` holds the last ``TAIL_BYTES``, ``size`` the number of bytes in all.
-    """
-    stated = stated_size(head)
-    if stated is not None:
-        # RIFF pads chunks to even sizes: the byte may be counted or not.
-        return size in {stated, stated + 1}
-    if image_format.end_marker is None:
-        return None
-    return image_format.end_marker in tail[-TAIL_BYTES:]
+def _brands(head: bytes) -> list[bytes]:
+    """Return the major and the compatible brands (ISO/IEC 14496-12 section 4.3; the minor version is between them)."""
+    end = min(int.from_bytes(head[:4]), len(head), MAX_SNIFF_BYTES)
+    return [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
 
 
 # The brands of HEIC and HEIF (ISO/IEC 23008-12 annex B), and of Canon's CR3, which are ISO base media files like AVIF.

@@ -54,16 +54,17 @@ class _Followed:
         self.task: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
 
-    def news(self, order: Order, asked: float) -> bool:
+    def news(self, order: Order, asked: float, *, confirms: bool) -> bool:
         """Take the order as it was when it was ``asked`` for; tell whether it has changed.
 
-        What was asked for before the order that is known is no news, however late it came.
+        What was asked for before the order that is known is no news, however late it came. With ``confirms``, followers
+        also get an order that has not changed: that it still lacks an image means more than that it lacked it once.
         """
         if asked < self._asked:
             return False
         self._asked = asked
         changed = order != self.order
-        if changed:
+        if changed or confirms:
             self.order = order
             self.version += 1
             self._tell()
@@ -113,7 +114,10 @@ class Follower:
         self._seen = followed.version if followed.order == order else followed.version - 1
 
     async def next(self) -> Order | None:
-        """Return the order when it has changed since the last call; ``None`` when nobody looks at it any more."""
+        """Return the order of the next look-up, changed or not; ``None`` when there are no more look-ups.
+
+        Look-ups that come between two calls are one.
+        """
         self._seen, order = await self._followed.after(self._seen)
         return order
 
@@ -135,7 +139,7 @@ class LiveOrders:
         order_id = order.order_id
         followed = self._followed.setdefault(order_id, _Followed())
         followed.followers += 1
-        followed.news(order, asked)
+        followed.news(order, asked, confirms=False)
         if self._stopped:
             followed.end()
         if followed.task is None:
@@ -182,7 +186,7 @@ class LiveOrders:
             followed.woken.clear()
             asked = clock()
             try:
-                changed = followed.news(await self._look(order_id, LOOK_SECONDS), asked)
+                changed = followed.news(await self._look(order_id, LOOK_SECONDS), asked, confirms=True)
             except ServiceError as error:
                 # Whoever waits goes on: the look-up that began the archive was good, and the next may be.
                 log.info("order.poll_failed", problem=error.slug, detail=error.detail)

@@ -10,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from service.model import Image, Order, Readiness
 
+# Of a name more is not kept: no name is longer, and each is normalised, compared and put into lists.
+MAX_NAME_CHARACTERS = 1000
+
 
 class PayloadError(Exception):
     """The payload is not what it should be, however tolerantly it is read."""
@@ -26,6 +29,11 @@ def _flag(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def _name(value: Any) -> str | None:
+    return _text(value[:MAX_NAME_CHARACTERS] if isinstance(value, str) else value)
+
+
+Name = Annotated[str | None, BeforeValidator(_name)]
 Text = Annotated[str | None, BeforeValidator(_text)]
 Flag = Annotated[bool | None, BeforeValidator(_flag)]
 
@@ -36,7 +44,7 @@ class ImagePayload(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     image_id: Text = None
-    image_name: Text = None
+    image_name: Name = None
     status: Text = None
     status_reason: Text = None
     downloaded: Flag = None
@@ -86,7 +94,7 @@ class OrderPayload(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     order_id: Text = None
-    name: Text = None
+    name: Name = None
     status: Text = None
     is_processing: Flag = None
     is_merging: Flag = None

@@ -172,6 +172,8 @@ class _Download:
             async with asyncio.timeout_at(wait_until):
                 while live.waiting and (order := await follower.next()) is not None:
                     news = live.update(order)
+                    if not news:
+                        continue
                     self._record.receipt.appeared([(item.position, item.image) for item in news.appeared])
                     self._stream.add(news.ready, news.failed, appeared=len(news.appeared))
         self._stream.add((), live.leftovers())

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.archive.live import LivePlan, may_change
+from service.archive.live import LOOK_UPS_UNTIL_GONE, LivePlan, may_change
 from service.archive.plan import ArchiveOptions, plan_archive
 from service.model import Image, ImageOptions, Order, Readiness, Reason
 
@@ -111,3 +112,82 @@ def test_an_order_that_lists_nothing_yet() -> None:
     for options in (ArchiveOptions(), ArchiveOptions(only=("a",))):
         assert may_change(order(), options)
         assert not may_change(order(busy=False), options)
+
+
+A, B, A_READY, B_READY = image("a"), image("b"), image("a", READY), image("b", READY)
+LACKING = [
+    pytest.param(order(), id="busy, lists nothing"),
+    pytest.param(order(busy=False), id="lists nothing"),
+    pytest.param(order(A), id="busy, lacks one"),
+    pytest.param(order(A, busy=False), id="lacks one"),
+]
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+def test_an_image_that_comes_back(lacking: Order) -> None:
+    """One look-up without an image says nothing about it: it is awaited, and taken up as what it was."""
+    following = live(order(A, B))
+    for _ in range(LOOK_UPS_UNTIL_GONE - 1):
+        assert not following.update(lacking)
+        assert following.waiting
+    news = following.update(order(A, B_READY))
+    assert [(item.position, item.stem) for item in news.ready] == [(1, "a_2")]
+    assert not news.appeared
+    assert not news.failed
+    for _ in range(LOOK_UPS_UNTIL_GONE - 1):
+        assert not following.update(order(B_READY, busy=False)), "absences count from the last time it was listed"
+
+
+def test_an_image_that_is_gone() -> None:
+    """It is missing in several look-ups in a row of an order that is not busy and lists others."""
+    following = live(order(A, B, busy=False))
+    for _ in range(LOOK_UPS_UNTIL_GONE - 1):
+        assert not following.update(order(A, busy=False))
+    ((item, failure),) = following.update(order(A, busy=False)).failed
+    assert (item.position, failure.reason) == (1, Reason.NOT_FOUND)
+    assert not following.update(order(A, B_READY, busy=False)), "it is accounted for"
+
+
+@pytest.mark.parametrize("unknown", [order(), order(busy=False), order(A)])
+def test_look_ups_that_say_nothing_interrupt_the_row(unknown: Order) -> None:
+    """While an order is busy or lists nothing, an image that is not listed is unknown, for however long."""
+    following = live(order(A, B))
+    for _ in range(3):
+        for _ in range(LOOK_UPS_UNTIL_GONE - 1):
+            assert not following.update(order(A, busy=False))
+        assert not following.update(unknown)
+    for _ in range(10 * LOOK_UPS_UNTIL_GONE):
+        assert not following.update(unknown)
+    assert following.waiting
+    assert [(item.position, failure.reason) for item, failure in following.leftovers()] == [
+        (0, Reason.NOT_READY),
+        (1, Reason.NOT_READY),
+    ]
+
+
+def test_what_is_not_listed_in_the_end_is_reported_so() -> None:
+    """An image that is listed was not processed in time; of another one that is unknown."""
+    following = live(order(A, B))
+    following.update(order(A))
+    first, second = (failure.detail for _, failure in following.leftovers())
+    assert first != second
+
+
+def test_the_credit_of_an_image_that_may_come_back() -> None:
+    """It stays reserved until the image is gone, and is free for another one then."""
+    following = live(order(A, B), image=FULL, max_credits=2)
+    new = order(A, image("c", READY), busy=False)
+    assert [failure.reason for _, failure in following.update(new).failed] == [Reason.NO_CREDITS]
+    gone = [failure.reason for _ in range(LOOK_UPS_UNTIL_GONE - 1) for _, failure in following.update(new).failed]
+    assert gone == [Reason.NOT_FOUND]
+    assert [item.position for item in following.update(order(*new.images, image("d", READY))).ready] == [3]
+
+
+def test_an_order_that_lists_nothing_for_a_moment_may_still_grow() -> None:
+    """A list that is empty once ends no waiting; one that stays empty, of an order that is not busy, does."""
+    following = live(order(A_READY))
+    for _ in range(LOOK_UPS_UNTIL_GONE - 1):
+        following.update(order(busy=False))
+        assert following.waiting
+    following.update(order(busy=False))
+    assert not following.waiting

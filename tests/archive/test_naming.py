@@ -248,3 +248,27 @@ def test_plain_names_take_no_short_cut_that_matters(name: str) -> None:
     """A name that is recognised as plain gets the stem that all the rules would give it."""
     (stem,) = entry_stems([name])
     assert stem == naming._careful_stem(name) or naming._careful_stem(name).casefold() in naming.RESERVED_STEMS
+
+
+# Marks of different classes in the wrong order; and one that is none of its own, but made of two such.
+MARKS = ["\u0301\u0323", "\u0301", "\u0f73", "\u0f73\u200b\u0301"]
+
+
+@pytest.mark.parametrize("marks", MARKS)
+@pytest.mark.timeout(30)  # minutes, were the marks sorted
+def test_a_name_of_marks_only(marks: str) -> None:
+    """A name of any length gets a short one: the first marks of a letter stay, the others are dropped."""
+    name = "a" + marks * 200_000
+    most = 1 + 2 * naming.MAX_MARKS_IN_A_ROW
+    assert 1 < len(unicodedata.normalize("NFD", visible(name))) <= most
+    (stem,) = entry_stems([name])
+    assert 1 < len(unicodedata.normalize("NFD", stem)) <= most
+    assert len(archive_filename(name, "order").encode()) <= MAX_NAME_BYTES
+    assert content_disposition(archive_filename(name, "order")).isascii()
+
+
+@given(st.text(st.sampled_from("a \u0301\u0323\u0f73\u200b\u200d\u0903\ufe0f\U0001f469"), max_size=400))
+def test_marks_in_a_row(text: str) -> None:
+    """No letter keeps more than so many marks, whatever invisible stood between them."""
+    kept = "".join("M" if unicodedata.category(char).startswith("M") else "x" for char in visible(text))
+    assert max(map(len, kept.split("x"))) <= 2 * naming.MAX_MARKS_IN_A_ROW

@@ -18,7 +18,8 @@ import trustme
 from aiohttp import web
 
 ORDER_ID = "be9c0000-0000-4000-8000-000000000001"
-JPEG_START, JPEG_END = b"\xff\xd8\xff\xe0", b"\xff\xd9"
+# An empty segment starts a scan, and its end is marked. An FF between them would be another marker.
+JPEG_START, JPEG_END = b"\xff\xd8\xff\xda\0\x02", b"\xff\xd9"
 IMAGE, WHOLE = "image.jpg", "whole.bin"
 
 _NGINX = """
@@ -70,7 +71,7 @@ def write_files(folder: Path, load: Load) -> None:
     images = [{"image_id": f"image-{n}", "image_name": f"{n}.jpg", "status": "processed"} for n in range(load.images)]
     order = {"order_id": ORDER_ID, "name": "Benchmark", "images": images}
     (folder / "order.json").write_text(json.dumps(order), encoding="ascii")
-    filling = os.urandom(load.image_bytes - len(JPEG_START) - len(JPEG_END))
+    filling = os.urandom(load.image_bytes - len(JPEG_START) - len(JPEG_END)).replace(b"\xff", b"\xfe")
     (folder / IMAGE).write_bytes(JPEG_START + filling + JPEG_END)
     with (folder / WHOLE).open("wb") as whole:
         whole.truncate(load.total_bytes)

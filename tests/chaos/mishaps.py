@@ -63,7 +63,7 @@ def storage_faults(dice: random.Random, rate: float, size: int, *, has_end_marke
     """Draw the faults of an image's requests to the storage.
 
     Cuts and what may follow them come in pairs too: left to chance alone, few downloads would break and then find
-    the image changed. ``has_end_marker`` says whether the image's format ends in one: ``WRONG_MAGIC`` sends other
+    the image changed. ``has_end_marker`` says whether the image ends in one: ``WRONG_MAGIC`` sends other
     content under the entity tag of the image (against RFC 9110 section 8.8.1), and on a resumed request nothing else
     could betray it.
     """

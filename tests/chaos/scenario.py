@@ -21,6 +21,8 @@ DRAWN_WIDTH = 320
 _LARGE_SHARE = 0.01
 # Archives in whose middle the API goes down for good; many of those that must then be broken off.
 _OUTAGE_SHARE, _OUTAGE_SHARE_ALL_OR_NOTHING = 0.03, 0.3
+# Zero bytes behind the end of some images: behind it no cut shows, nor what a resumed request brings.
+_PADDED_SHARE, _PADDINGS = 0.05, (1, 65, 1000, 300_000)
 # Formats whose files end in a marker.
 _MARKED_FORMATS = frozenset({"jpeg", "png"})
 
@@ -45,6 +47,7 @@ class ImagePart:
     etags: bool | None
     ranges: bool | None
     content_lengths: bool | None
+    padding_bytes: int
     api: tuple[Fault | None, ...]
     asset: tuple[Fault | None, ...]
     storage: tuple[Fault | None, ...]
@@ -153,7 +156,8 @@ def _image(dice: random.Random, rate: float, place: int, *, drawn_as: str | None
         if dice.random() < _LARGE_SHARE:
             size = dice.randint(USUAL_BYTES, LARGE_BYTES)
     hop_rate = min(rate, 0.1)
-    marked = size is not None or drawn_as in _MARKED_FORMATS
+    padding = dice.choice(_PADDINGS) if dice.random() < _PADDED_SHARE else 0
+    marked = (size is not None or drawn_as in _MARKED_FORMATS) and not padding
     return ImagePart(
         image_id=_new_id(dice),
         name="kitchen.jpg" if dice.random() < 0.1 else f"room {place:02}.jpg",
@@ -162,6 +166,7 @@ def _image(dice: random.Random, rate: float, place: int, *, drawn_as: str | None
         etags=_switch(dice),
         ranges=_switch(dice),
         content_lengths=_switch(dice),
+        padding_bytes=padding,
         api=hop_faults(dice, hop_rate),
         asset=hop_faults(dice, hop_rate),
         # A drawn picture's size is not known here; any of them has some thousand bytes.

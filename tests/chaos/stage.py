@@ -199,6 +199,7 @@ def _sandbox_image(part: ImagePart) -> SandboxImage:
         etags=part.etags,
         ranges=part.ranges,
         content_lengths=part.content_lengths,
+        padding_bytes=part.padding_bytes,
     )
 
 

@@ -9,7 +9,7 @@ from yarl import URL
 
 from service.archive.writer import ArchiveWriter
 from service.model import Image, ImageOptions, Readiness
-from service.sandbox import Fault, Kind, Origin, Sandbox, SandboxImage
+from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Origin, Sandbox, SandboxImage
 from service.upstream.addresses import TargetRules
 from service.upstream.client import UpstreamClient
 from service.upstream.download import DownloadPolicy
@@ -321,6 +321,82 @@ async def test_body_without_any_framing_must_show_its_own_end(
     sandbox.faults.always(order.images[1].image_id, Fault(Kind.CLOSE_DELIMITED))
     found = await download(client, images_url(service, order.order_id))
     assert failures_in(found) == {"1.jpg": "truncated"}
+
+
+FRAMINGS = [
+    pytest.param(None, id="length"),
+    pytest.param(Fault(Kind.NO_LENGTH), id="chunked"),
+    pytest.param(Fault(Kind.CLOSE_DELIMITED), id="ended by the connection"),
+]
+FILM = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom\0\0\x07\xd0mdat" + bytes(1992)
+
+
+def drawn(sandbox: Sandbox, form: str) -> bytes:
+    """Return a real picture of a format."""
+    if form not in sandbox.formats:
+        pytest.skip(f"no {form} encoder is installed")
+    return sandbox.body(sandbox.orders[DEMO_ORDER_ID].images[0].image_id, form)
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "avif"])
+async def test_bytes_behind_the_end(
+    form: str, framing: Fault | None, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An image is complete once its own end was seen, whatever follows, and arrives with all of it."""
+    picture = drawn(sandbox, form)
+    bodies = [picture, *(picture + trailing for trailing in (b"\0\0", bytes(65), bytes(1000), bytes(3_000_000), FILM))]
+    order = sandbox.add_order([SandboxImage("image.jpg", body, content_type="image/jpeg") for body in bodies])
+    for image in order.images:
+        sandbox.faults.always(image.image_id, framing)
+    found = await download(client, images_url(service, order.order_id))
+    assert list(found.values()) == bodies
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "avif"])
+@pytest.mark.parametrize("framing", FRAMINGS)
+async def test_an_image_that_is_stored_cut_off(
+    form: str, framing: Fault | None, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An image without its end is none, even where length or chunks agree with what came."""
+    picture = drawn(sandbox, form)
+    bodies = [jpeg(500), picture[: len(picture) * 6 // 10], picture[:-1]]
+    order = sandbox.add_order([SandboxImage("image.jpg", body, content_type="image/jpeg") for body in bodies])
+    for image in order.images:
+        sandbox.faults.always(image.image_id, framing)
+    found = await download(client, images_url(service, order.order_id))
+    assert [one["reason"] for one in manifest_in(found)["images"]] == [None, "truncated", "truncated"]
+
+
+async def test_cut_behind_the_end_of_a_thumbnail(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """The end marker of a JPEG's thumbnail is not the JPEG's own."""
+    thumbnail = b"Exif\0\0" + jpeg(900)
+    start = b"\xff\xd8\xff\xe1" + (len(thumbnail) + 2).to_bytes(2) + thumbnail
+    bodies = [start, start + jpeg(500)[2:]]
+    order = sandbox.add_order([SandboxImage("image.jpg", body, content_type="image/jpeg") for body in bodies])
+    found = await download(client, images_url(service, order.order_id))
+    assert [one["reason"] for one in manifest_in(found)["images"]] == ["truncated", None]
+
+
+async def test_a_broken_image_with_bytes_behind_its_end(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """What a break interrupts is followed across it, within the image as behind its end."""
+    order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=SIZE, padding_bytes=SIZE) for _ in range(3)])
+    for image, cut in zip(order.images, (CUT, SIZE - 1, SIZE + CUT), strict=True):
+        sandbox.faults.script(image.image_id, [Fault(Kind.RESET, after_bytes=cut)])
+    found = await download(client, images_url(service, order.order_id))
+    assert list(found.values()) == [sandbox.body(image.image_id) for image in order.images]
+
+
+async def test_a_brand_far_behind(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """An AVIF that names other brands first is one, also if its first bytes come one by one."""
+    brands = b"mif1\0\0\0\0" + b"mif1miafMA1Bmsf1" * 8 + b"avif"
+    rest = drawn(sandbox, "avif")
+    body = (len(brands) + 8).to_bytes(4) + b"ftyp" + brands + rest[int.from_bytes(rest[:4]) :]
+    order = sandbox.add_order([SandboxImage("0.jpg", body, content_type="image/avif") for _ in range(2)])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.DRIP, chunk_bytes=100, delay_seconds=0))
+    assert await download(client, images_url(service, order.order_id)) == {"0.avif": body, "0_2.avif": body}
 
 
 async def test_retries_of_the_order_look_up(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.model import Image, Order, Readiness
-from service.upstream.payloads import PayloadError, read_order
+from service.upstream.payloads import MAX_NAME_CHARACTERS, PayloadError, read_order
 
 READY, NOT_READY, FAILED, EXPIRED = Readiness.READY, Readiness.NOT_READY, Readiness.FAILED, Readiness.EXPIRED
 
@@ -256,3 +256,11 @@ def test_no_field_costs_the_order(fields: dict[str, Any], listed: list[dict[str,
     assert len(order.images) <= len(listed)
     for text in (order.name, *(text for image in order.images for text in (image.image_id, image.name))):
         text.encode()
+
+
+@pytest.mark.parametrize("character", ["x", "\u0301", "\U0001f469", "\ud800"])
+def test_long_names_are_cut(character: str) -> None:
+    """No name is longer than what is ever needed of it; ids are not cut, for they would be others then."""
+    order = _order(name=character * 100_000, images=[{"image_id": "a" * 2000, "image_name": character * 100_000}])
+    assert len(order.name) == len(order.images[0].name) == MAX_NAME_CHARACTERS
+    assert order.images[0].image_id == "a" * 2000

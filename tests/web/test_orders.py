@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from service.sandbox import DEMO_ORDER_ID, EMPTY_ORDER_ID, MERGING_ORDER_ID, PARTIAL_ORDER_ID, Sandbox, SandboxImage
-from tests.archives import download, images_url
+from tests.archives import download, images_url, jpeg
 from tests.conftest import StartService
 
 
@@ -44,6 +44,16 @@ async def test_status(order_id: str, expected: str, service: str, client: aiohtt
     """An order without images is an answer here, not a problem: a page shows it and looks again."""
     status, found = await look(client, service, order_id)
     assert (status, found["status"]) == (200, expected)
+
+
+@pytest.mark.timeout(30)  # minutes, were all marks sorted
+async def test_long_names(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Of a name that is longer than any, no more than 1,000 characters are shown, and an entry gets a short one."""
+    name = "a" + "\u0301\u0323" * 100_000
+    order = sandbox.add_order([SandboxImage(name, body=jpeg(500))], name=name)
+    status, found = await look(client, service, order.order_id)
+    assert (status, len(found["name"]), len(found["images"][0]["name"])) == (200, 1000, 1000)
+    assert list(await download(client, images_url(service, order.order_id))) == [found["images"][0]["entry"]]
 
 
 async def test_finished_orders(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:

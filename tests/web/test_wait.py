@@ -127,6 +127,63 @@ async def test_images_that_appear_and_disappear(sandbox: Sandbox, live: str, cli
     assert manifest["retry_urls"] == [], "an id that is not in the order would be refused"
 
 
+@pytest.mark.parametrize("processing", [True, False], ids=["busy", "not busy"])
+@pytest.mark.parametrize("lacking", ["no list", "no images", "one image"])
+async def test_a_look_up_that_lacks_images(
+    lacking: str,
+    processing: bool,  # noqa: FBT001 - a parameter of the test
+    sandbox: Sandbox,
+    live: str,
+    client: aiohttp.ClientSession,
+) -> None:
+    """Images that one look-up does not list are awaited, and arrive when they are listed again."""
+    order = sandbox.add_order([image(0), image(1, ready_after_polls=5), image(2, ready_after_polls=6)])
+    order.is_processing = processing
+    hidden = {
+        "no list": None,
+        "no images": [one.image_id for one in order.images],
+        "one image": [order.images[1].image_id],
+    }
+    sandbox.hide_images(order.order_id, [2, 3, 5], hidden[lacking])
+    sandbox.on_poll(order.order_id, 8, lambda: setattr(order, "is_processing", False))
+    status, body = await waited_for(client, live, order.order_id)
+    assert (status, entries(body)) == (200, {f"{n}.jpg": jpeg(1000 + n, n) for n in range(3)})
+
+
+async def test_merging_again_during_the_wait(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
+    """While an order is being merged it lists no images; none of those that are awaited is given up for it."""
+    order = sandbox.add_order([image(0), image(1, status="processing")])
+    sandbox.on_poll(order.order_id, 2, lambda: sandbox.set_merging(order.order_id, merging=True))
+    sandbox.on_poll(order.order_id, 7, lambda: sandbox.set_merging(order.order_id, merging=False))
+    sandbox.on_poll(order.order_id, 8, lambda: sandbox.set_status(order.images[1].image_id, "processed"))
+    _, body = await waited_for(client, live, order.order_id)
+    assert sorted(entries(body)) == ["0.jpg", "1.jpg"]
+
+
+async def test_an_image_that_is_not_listed_in_the_end(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """What a busy order does not list when the wait ends is not ready, and can be fetched later."""
+    order = sandbox.add_order([image(0), image(1, status="processing")], processing=True)
+    sandbox.hide_images(order.order_id, range(2, 100), [order.images[1].image_id])
+    files = await download(client, images_url(service, order.order_id, "?wait=2"))
+    manifest = json.loads(files["_manifest.json"])
+    assert [one["reason"] for one in manifest["images"]] == [None, "not_ready"]
+    assert order.images[1].image_id in manifest["retry_urls"][0]
+
+
+async def test_an_image_that_comes_back_is_bought_once(
+    sandbox: Sandbox, live: str, client: aiohttp.ClientSession
+) -> None:
+    """max_credits holds, and suffices, for an image that was not listed for a while."""
+    order = sandbox.add_order([image(0), image(1, ready_after_polls=5)], processing=True)
+    sandbox.hide_images(order.order_id, [2, 4], [order.images[1].image_id])
+    sandbox.on_poll(order.order_id, 7, lambda: setattr(order, "is_processing", False))
+    _, body = await waited_for(client, live, order.order_id, "?wait=60&preview=false&max_credits=2")
+    assert sorted(entries(body)) == ["0.jpg", "1.jpg"]
+    assert sandbox.ledger == {one.image_id: 1 for one in order.images}
+
+
 async def test_who_names_images_waits_for_these_only(
     sandbox: Sandbox, live: str, client: aiohttp.ClientSession
 ) -> None:
