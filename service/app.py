@@ -14,6 +14,7 @@ from aiohttp import ClientSession, web
 from yarl import URL
 
 from service.errors import NotConfigured
+from service.log_writer import dropped_lines
 from service.logs import Redactor
 from service.metrics import Metrics, watch_loop_lag
 from service.model import Order
@@ -193,6 +194,7 @@ def _services(
 ) -> Services:
     running_version = _version()
     metrics = Metrics(version=running_version)
+    metrics.watch_log(dropped_lines)
     breaker = Breaker(time.monotonic)
     metrics.upstream_breaker_open.set_function(lambda: breaker.is_open)
     total_budget = Budget(settings.read_ahead_total_bytes)

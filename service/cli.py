@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from yarl import URL
 
 from service.cli_order import order
 from service.errors import SettingsError
-from service.logs import configure_logs
+from service.log_writer import LogWriter
+from service.logs import configure_logs, stderr_captured
 from service.remote import Service, ServiceRefused, TransferBroke
 from service.server import running, serve
 from service.settings import Settings, describe_settings, load_settings
@@ -128,5 +130,12 @@ def _run(start: Callable[[Settings], Coroutine[Any, Any, None]], **overrides: ob
         for line in error.problems:
             click.echo(f"settings: {line}", err=True)
         sys.exit(EXIT_SETTINGS)
-    configure_logs(log_format=settings.log_format, level=settings.log_level, secrets=settings.secrets())
-    asyncio.run(start(settings))
+    with ExitStack() as stack:
+        # Python has no standard output where its descriptor is closed, and a socket may get the number.
+        stdout = sys.stdout or stack.enter_context(Path(os.devnull).open("w"))
+        writer = stack.enter_context(LogWriter(stdout.fileno()))
+        configure_logs(
+            log_format=settings.log_format, level=settings.log_level, secrets=settings.secrets(), stream=writer
+        )
+        stack.enter_context(stderr_captured())
+        asyncio.run(start(settings))

@@ -12,10 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from service.log_writer import LogWriter
+
+log = structlog.get_logger(__name__)
 
 MASK = "[secret]"
 # Query strings of signed URLs (S3's X-Amz-*, our own tokens) are secrets as much as keys are: whoever has them
@@ -110,6 +114,14 @@ class Redactor:
         return self.clean(repr(value))  # whatever it is, only its words are written, and they are cleaned
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes the libraries' records; one that cannot be formatted is reported in the log, not on standard error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's
+        """Log the fault: standard error may be a pipe that is not read."""
+        log.error("log.record_unreadable", source=record.name, exc_info=True)  # noqa: LOG014 - in emit's handler
+
+
 class _NamedLogger(structlog.WriteLogger):
     """Writes finished lines; ``name`` says which module they come from."""
 
@@ -118,13 +130,15 @@ class _NamedLogger(structlog.WriteLogger):
         self.name = name
 
 
-def configure_logs(*, log_format: str, level: str, secrets: Sequence[str] = (), stream: TextIO | None = None) -> None:
+def configure_logs(
+    *, log_format: str, level: str, secrets: Sequence[str] = (), stream: TextIO | LogWriter | None = None
+) -> None:
     """Send structlog's and the standard library's records to ``stream`` (standard output) in one format.
 
     Our own events go straight to the stream: by way of the standard library's loggers each would take three times
     as long, and there is at least one for every image.
     """
-    output = stream or sys.stdout
+    output = cast("TextIO", stream or sys.stdout)  # of a stream, ``write`` and ``flush`` are used
     stamps: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -138,7 +152,7 @@ def configure_logs(*, log_format: str, level: str, secrets: Sequence[str] = (), 
         logger_factory=lambda name="service", *_: _NamedLogger(output, name),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(output)
+    handler = _Handler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*stamps, structlog.stdlib.PositionalArgumentsFormatter()],
@@ -150,6 +164,27 @@ def configure_logs(*, log_format: str, level: str, secrets: Sequence[str] = (), 
     root.setLevel(level.upper())
     # It warns about each entry whose size was not known before; the writer knows why that is right.
     logging.getLogger("zipstream.ng").setLevel(logging.ERROR)
+
+
+@contextmanager
+def stderr_captured() -> Iterator[None]:
+    """Log what Python itself would write to standard error: warnings, and errors that no code can handle.
+
+    Standard error is often the same pipe as the log: a write to it could block the event loop.
+    """
+    logging.captureWarnings(True)
+    before, sys.unraisablehook = sys.unraisablehook, _log_unraisable
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        logging.captureWarnings(False)
+
+
+def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    error = unraisable.exc_value
+    info = (unraisable.exc_type, error, unraisable.exc_traceback) if error is not None else None
+    log.error("python.unraisable", source=repr(unraisable.object), exc_info=info)
 
 
 def _rendering(log_format: str, secrets: Sequence[str]) -> list[Processor]:

@@ -17,6 +17,8 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from service.model import ArchiveOutcome, Hop, Outcome, Reason, ResumeMethod
 
@@ -43,6 +45,18 @@ _USUAL_STATUSES: dict[Hop, tuple[int, ...]] = {
 # What alerts ask of the requests for archives: a rate does not see the event that makes its series.
 ARCHIVE_ROUTE = "/orders/{order_id}/images"
 ARCHIVE_STATUSES = (200, 500, 502, 503, 504)
+
+
+class _LogLines(Collector):
+    """Reads a counter of the process at each scrape: the log is older than the metrics."""
+
+    def __init__(self) -> None:
+        self.dropped: Callable[[], float] = lambda: 0
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the counter."""
+        meaning = "Lines of the log that were not written: its stream was stalled or failed."
+        yield CounterMetricFamily("batch_log_lines_dropped", meaning, value=self.dropped())
 
 
 class Metrics:
@@ -150,6 +164,8 @@ class Metrics:
         )
         self.build_info = self._gauge("batch_build_info", "Always 1; the labels say what runs.", "version", "python")
         self.build_info.labels(version, platform.python_version()).set(1)
+        self._log_lines = _LogLines()
+        self.registry.register(self._log_lines)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -158,6 +174,10 @@ class Metrics:
         """Ask for the bytes held at every scrape."""
         self.read_ahead_held.set_function(held_bytes)
         self.read_ahead_limit.set(limit_bytes)
+
+    def watch_log(self, dropped_lines: Callable[[], float]) -> None:
+        """Ask for the lines dropped at every scrape."""
+        self._log_lines.dropped = dropped_lines
 
     def count_image(self, outcome: Outcome) -> None:
         """Count what became of one image."""

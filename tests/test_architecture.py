@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "service").rglob("*.py"))
 MAX_LINES = 400
 
-LEAVES = {"errors", "logs", "metrics", "model"}
+LEAVES = {"errors", "log_writer", "logs", "metrics", "model"}
 # What each part of the service may import of the others; what is not listed is forbidden.
 #
 #     cli → server, app → web → pipeline → readahead
@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "upstream": {"model", "errors", "logs", "metrics"},
     "errors": {"model"},
     "model": {"errors"},
-    "logs": {"errors", "model"},
+    "log_writer": set(),
+    "logs": {"errors", "log_writer", "model"},
     "metrics": {"errors", "model"},
     "sentry": {"logs"},
     "settings": {"errors", "model"},

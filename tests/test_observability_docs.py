@@ -18,6 +18,8 @@ ADDED_FIELDS = {
     "image.retried": {"image_id"},
     "image.resumed": {"image_id"},
     "request.failed": {"exception"},
+    "log.record_unreadable": {"exception"},
+    "python.unraisable": {"exception"},
 }
 
 

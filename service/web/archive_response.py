@@ -70,7 +70,9 @@ class ArchiveResponse(web.StreamResponse):
     async def _write(
         self, writer: AbstractStreamWriter, transport: asyncio.Transport, parts: Sequence[bytes | memoryview]
     ) -> None:
-        transport.writelines(parts)
+        # One write, because ``writelines`` of CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 never pauses the protocol
+        # (CVE-2024-12254), so that ``drain`` returns at once. The copy costs no more than ``sendmsg`` of small parts.
+        transport.write(b"".join(parts))
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
             started = time.monotonic()
             try:

@@ -5,7 +5,7 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from service.upstream import rules
 from service.web import archive_response
 from service.web.archive_response import WRITE_BUFFER_BYTES, ArchiveResponse
 from service.web.services import SERVICES, Services
-from tests.archives import add_order, download, images_url, jpeg
+from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService
 from tests.test_readahead import Watched
 
@@ -33,6 +33,10 @@ NOT_THERE = "00000000-0000-4000-8000-000000000000"
 OPS_PATHS = ("/health", "/health/live", "/health/ready", "/metrics")
 # More than the kernel's buffers on both sides can ever hold, so that an archive of it must wait for its reader.
 ENDLESS_BYTES = 512 * MIB
+# An archive of 128 MiB, and the most of it that may be under way: the kernel's send buffer (tcp(7), tcp_wmem: 4 MiB),
+# the images in flight (5 MiB), the read-ahead (1 MiB), the client's receive buffers, and a reserve. Measured: 10 MiB.
+PAUSED_IMAGES = 128
+PAUSED_LIMIT_BYTES = 32 * MIB
 LAST_CHUNK = b"\r\n0\r\n"
 
 
@@ -247,8 +251,8 @@ class Transport:
         """Return the socket, the one thing that is asked for."""
         return self._sock
 
-    def writelines(self, _parts: Sequence[bytes]) -> None:
-        """Take them into the buffer; the test says how much is in there."""
+    def write(self, _data: bytes) -> None:
+        """Take it into the buffer; the test says how much is in there."""
 
     def is_closing(self) -> bool:
         """Say that the connection is good."""
@@ -452,6 +456,28 @@ async def test_silent_readers_hold_no_more_than_allowed(
     await sandbox.wait_until(all_at_rest(sandbox))
     budget.check()
     assert count_of(inside(), "client_gone") == 4
+
+
+async def test_paused_client_holds_back_the_upstream(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Backpressure reaches the upstream on every Python version; the archive is whole once it is read.
+
+    ``transport.writelines`` of CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 applies none (CVE-2024-12254).
+    """
+    sandbox.rate_limit = None
+    service = await start_service(read_ahead_bytes=MIB)
+    order = sandbox.add_order([SandboxImage(f"{n}.jpg", size_bytes=MIB) for n in range(PAUSED_IMAGES)])
+    small = add_order(sandbox, [100_000] * 12)
+    async with client.get(images_url(service, order.order_id)) as paused:
+        # Other downloads are the clock: the archive rests when the upstream has sent nothing for it during one of them.
+        sent, before = sent_by_storage(sandbox, [order]), -1
+        while sent != before:
+            assert len(await download(client, images_url(service, small.order_id))) == 12
+            sent, before = sent_by_storage(sandbox, [order]), sent
+        assert MIB <= sent <= PAUSED_LIMIT_BYTES
+        found = entries(await paused.read())
+    assert {name: len(body) for name, body in found.items()} == {f"{n}.jpg": MIB for n in range(PAUSED_IMAGES)}
 
 
 # Shares of the upstream.
