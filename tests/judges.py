@@ -33,9 +33,12 @@ class Contents(NamedTuple):
 
 Judge = Callable[[Path], dict[str, bytes]]
 Pourer = Callable[[Path], Contents]
+ModeReader = Callable[[Path], dict[str, int]]
 
 _TIMEOUT_SECONDS = 60
 _PIECE_BYTES = 1024 * 1024
+# What most systems set: extracted files then show the mode that the archive gives them, on any machine.
+_UMASK = 0o022
 
 # The entries as frames: name length, name, content length, content. A file system in between would change names.
 # Or, to pour, only their contents.
@@ -130,6 +133,26 @@ def java_zip_input_stream(archive: Path) -> dict[str, bytes]:
     return _read_by_java("stream", archive)
 
 
+def listed_modes(archive: Path) -> dict[str, str]:
+    """Return the mode of each entry as Info-ZIP's zipinfo lists it, such as ``-rw-r--r--``."""
+    header, *listing, totals = _run([_tool("zipinfo"), "-s", str(archive)], b"").decode().splitlines()
+    assert header.startswith("Archive:")
+    assert "files" in totals
+    rows = [line.split(maxsplit=8) for line in listing if not line.startswith("Zip file size:")]
+    return {row[-1]: row[0] for row in rows}
+
+
+def unzipped_modes(archive: Path) -> dict[str, int]:
+    """Return the modes of the files that Info-ZIP's unzip extracts."""
+    return _extracted_modes(lambda folder: [_tool("unzip"), "-qq", str(archive), "-d", folder])
+
+
+def bsdtar_modes(archive: Path) -> dict[str, int]:
+    """Return the modes of the files that bsdtar extracts from a file."""
+    return _extracted_modes(lambda folder: [_tool("bsdtar"), "-xf", str(archive), "-C", folder])
+
+
+MODE_READERS = [pytest.param(reader, id=reader.__name__) for reader in (unzipped_modes, bsdtar_modes)]
 CENTRAL_DIRECTORY_READERS = [
     pytest.param(judge, id=judge.__name__) for judge in (python_zipfile, info_zip, seven_zip, bsdtar, java_zip_file)
 ]
@@ -194,6 +217,13 @@ def _extracted(command: Callable[[str], list[str]], *, stdin: bytes = b"") -> di
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+def _extracted_modes(command: Callable[[str], list[str]]) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        _run(command(folder), b"")
+        root = Path(folder)
+        return {str(path.relative_to(root)): path.stat().st_mode for path in root.rglob("*") if path.is_file()}
+
+
 def _read_by_java(mode: str, archive: Path) -> dict[str, bytes]:
     with _java_reader() as command:
         frames = io.BytesIO(_run([*command, mode, str(archive)], archive.read_bytes()))
@@ -227,7 +257,13 @@ def _run(command: list[str], stdin: bytes) -> bytes:
     # unzip and bsdtar write names in the locale's encoding, and C alone has none for é.
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
-        command, input=stdin, env=environment, capture_output=True, timeout=_TIMEOUT_SECONDS, check=False
+        command,
+        input=stdin,
+        env=environment,
+        umask=_UMASK,
+        capture_output=True,
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
     )
     if done.returncode:
         raise Refused(f"{command[0]} exited {done.returncode}: {(done.stderr or done.stdout).decode(errors='replace')}")
