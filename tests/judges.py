@@ -104,17 +104,17 @@ def python_zipfile(archive: Path) -> dict[str, bytes]:
 
 def info_zip(archive: Path) -> dict[str, bytes]:
     """Info-ZIP's unzip, the one on most Unix machines."""
-    return _extracted(lambda folder: [_tool("unzip"), "-qq", str(archive), "-d", folder])
+    return _extracted(lambda folder: [tool("unzip"), "-qq", str(archive), "-d", folder])
 
 
 def seven_zip(archive: Path) -> dict[str, bytes]:
     """7-Zip, under any of the names it is installed by."""
-    return _extracted(lambda folder: [_tool("7zz", "7z"), "x", "-y", "-bd", f"-o{folder}", str(archive)])
+    return _extracted(lambda folder: [tool("7zz", "7z"), "x", "-y", "-bd", f"-o{folder}", str(archive)])
 
 
 def bsdtar(archive: Path) -> dict[str, bytes]:
     """The libarchive of macOS and Windows, reading a file: it starts at the central directory."""
-    return _extracted(lambda folder: [_tool("bsdtar"), "-xf", str(archive), "-C", folder])
+    return _extracted(lambda folder: [tool("bsdtar"), "-xf", str(archive), "-C", folder])
 
 
 def java_zip_file(archive: Path) -> dict[str, bytes]:
@@ -125,7 +125,7 @@ def java_zip_file(archive: Path) -> dict[str, bytes]:
 def bsdtar_stream(archive: Path) -> dict[str, bytes]:
     """The same libarchive on a pipe: it must make do with the local headers."""
     content = archive.read_bytes()
-    return _extracted(lambda folder: [_tool("bsdtar"), "-xf", "-", "-C", folder], stdin=content)
+    return _extracted(lambda folder: [tool("bsdtar"), "-xf", "-", "-C", folder], stdin=content)
 
 
 def java_zip_input_stream(archive: Path) -> dict[str, bytes]:
@@ -135,7 +135,7 @@ def java_zip_input_stream(archive: Path) -> dict[str, bytes]:
 
 def listed_modes(archive: Path) -> dict[str, str]:
     """Return the mode of each entry as Info-ZIP's zipinfo lists it, such as ``-rw-r--r--``."""
-    header, *listing, totals = _run([_tool("zipinfo"), "-s", str(archive)], b"").decode().splitlines()
+    header, *listing, totals = _run([tool("zipinfo"), "-s", str(archive)], b"").decode().splitlines()
     assert header.startswith("Archive:")
     assert "files" in totals
     rows = [line.split(maxsplit=8) for line in listing if not line.startswith("Zip file size:")]
@@ -144,12 +144,12 @@ def listed_modes(archive: Path) -> dict[str, str]:
 
 def unzipped_modes(archive: Path) -> dict[str, int]:
     """Return the modes of the files that Info-ZIP's unzip extracts."""
-    return _extracted_modes(lambda folder: [_tool("unzip"), "-qq", str(archive), "-d", folder])
+    return _extracted_modes(lambda folder: [tool("unzip"), "-qq", str(archive), "-d", folder])
 
 
 def bsdtar_modes(archive: Path) -> dict[str, int]:
     """Return the modes of the files that bsdtar extracts from a file."""
-    return _extracted_modes(lambda folder: [_tool("bsdtar"), "-xf", str(archive), "-C", folder])
+    return _extracted_modes(lambda folder: [tool("bsdtar"), "-xf", str(archive), "-C", folder])
 
 
 MODE_READERS = [pytest.param(reader, id=reader.__name__) for reader in (unzipped_modes, bsdtar_modes)]
@@ -165,15 +165,15 @@ def _python_pours(archive: Path) -> Contents:
 
 
 def _unzip_pours(archive: Path) -> Contents:
-    return _poured([_tool("unzip"), "-p", str(archive)])
+    return _poured([tool("unzip"), "-p", str(archive)])
 
 
 def _seven_zip_pours(archive: Path) -> Contents:
-    return _poured([_tool("7zz", "7z"), "x", "-so", str(archive)])
+    return _poured([tool("7zz", "7z"), "x", "-so", str(archive)])
 
 
 def _bsdtar_pours(archive: Path) -> Contents:
-    return _poured([_tool("bsdtar"), "-xOf", str(archive)])
+    return _poured([tool("bsdtar"), "-xOf", str(archive)])
 
 
 def _java_pours(archive: Path) -> Contents:
@@ -181,7 +181,7 @@ def _java_pours(archive: Path) -> Contents:
 
 
 def _bsdtar_pours_a_stream(archive: Path) -> Contents:
-    return _poured([_tool("bsdtar"), "-xOf", "-"], piped=archive)
+    return _poured([tool("bsdtar"), "-xOf", "-"], piped=archive)
 
 
 def _java_pours_a_stream(archive: Path) -> Contents:
@@ -199,7 +199,7 @@ POURERS: dict[Judge, Pourer] = {
 }
 
 
-def _tool(*names: str) -> str:
+def tool(*names: str) -> str:
     """Find an installed program by one of its names."""
     for name in names:
         if path := shutil.which(name):
@@ -240,8 +240,8 @@ def _java_pours_by(mode: str, archive: Path) -> Contents:
 
 @contextmanager
 def _java_reader() -> Iterator[list[str]]:
-    java = _tool("java")
-    _tool("javac")  # a run-time environment alone cannot start a source file
+    java = tool("java")
+    tool("javac")  # a run-time environment alone cannot start a source file
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "Reader.java")
         source.write_text(_JAVA_READER, encoding="ascii")
@@ -277,7 +277,7 @@ def _poured(command: list[str], piped: Path | None = None) -> Contents:
         source = None
         if piped is not None:
             # A file as standard input is no pipe: bsdtar would seek in it.
-            source = stack.enter_context(subprocess.Popen([_tool("cat"), str(piped)], stdout=subprocess.PIPE)).stdout
+            source = stack.enter_context(subprocess.Popen([tool("cat"), str(piped)], stdout=subprocess.PIPE)).stdout
         program = stack.enter_context(
             subprocess.Popen(command, stdin=source or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         )

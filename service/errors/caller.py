@@ -196,6 +196,18 @@ class ArchiveIdInUse(CallerError):
     title = "The archive id is taken"
 
 
+class ArchiveNotResumable(CallerError):
+    """The request goes on with an earlier archive, by ``Range`` or ``If-Match``; every archive is a new one.
+
+    A 412 (RFC 9110 section 15.5.13), because wget appends a 200 to the part that it has and exits 0, and curl, wget and
+    lftp take a 416 for the end of a complete file.
+    """
+
+    status = 412
+    slug = "archive-not-resumable"
+    title = "The archive cannot be resumed"
+
+
 class OrderNotFound(CallerError):
     """The upstream knows no such order."""
 

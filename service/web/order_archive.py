@@ -24,6 +24,7 @@ from service.web.archive_record import ArchiveRecord
 from service.web.archive_response import ArchiveResponse
 from service.web.middleware import STREAMING
 from service.web.missing import only_what_is_missing
+from service.web.resumption import resumption_problem
 from service.web.services import SERVICES, Services
 
 ORDER_ID_CHARACTERS = 36
@@ -56,14 +57,19 @@ async def _serve(request: web.Request, services: Services, record: ArchiveRecord
     # 1. Who asks, and for what. Nothing upstream is touched before this is right.
     order_id = request.match_info["order_id"]
     role = require_this_download(request, order_id)
-    if _chosen_archive_id(request) is not None and request.method != "HEAD":
-        services.receipts.file(record.receipt)  # whoever watches is told what comes of it, also of a refusal
+    not_resumable = resumption_problem(request)
+    # A watcher sees what comes of it, also a refusal. A refused resumption leaves the id to the next whole download.
+    if _chosen_archive_id(request) is not None and request.method != "HEAD" and not_resumable is None:
+        services.receipts.file(record.receipt)
     order_id = check_order_id(order_id)
     options = parse_options((name, value) for name, value in request.query.items() if name != LINK)
     require_full_quality(role, options.image)
     if options.wait > services.wait_max_seconds:
         raise InvalidParameter("wait", f"'wait' must be at most {services.wait_max_seconds} here.")
     upstream = services.require_upstream()
+    # Conditions count only where the request would succeed without them (RFC 9110 section 13.2.1).
+    if not_resumable is not None:
+        raise not_resumable
     # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
     with services.admission.admit():
         if request.method == "POST":
