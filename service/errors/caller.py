@@ -189,7 +189,7 @@ class ArchiveNotFound(CallerError):
 
 
 class ArchiveIdInUse(CallerError):
-    """The archive id that the caller chose is taken."""
+    """The archive id that the client chose is taken, but not by a broken-off try of the same request."""
 
     status = 409
     slug = "archive-id-in-use"
