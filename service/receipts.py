@@ -6,6 +6,8 @@ A receipt's life::
         └────────── refused, or nothing could be had ─────────────────▶ ended: rejected, none
 
 A download that was refused for want of room here may be another replica's: it is not known here, and its id is free.
+After ``aborted`` or ``client_gone`` the same request may come again under the same id, and its receipt replaces the one
+before.
 
 Who watches does so by version: every change has the next number, and of each image the number of its last change is
 kept. Whoever was away is told what is so now of all that has changed since. So a slow watcher costs nothing and holds
@@ -28,6 +30,7 @@ IMAGES_KEPT = 50_000
 PREPARING, STREAMING = "preparing", "streaming"
 WAITING, WRITING, DOWNLOADED, FAILED = "waiting", "writing", "downloaded", "failed"
 IMAGE, ARCHIVE, END = "image", "archive", "end"
+_BROKEN_OFF = frozenset({ArchiveOutcome.ABORTED, ArchiveOutcome.CLIENT_GONE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,30 @@ class Change:
 
 
 class Receipt:
-    """One archive, as far as it has come. ``now`` gives the time of day, ``link`` what let its caller in, if any."""
+    """One archive, as far as it has come. ``now`` gives the time of day, ``link`` what let its caller in, if any.
+
+    ``request`` is an opaque digest of the client and its request, ``body`` one of the body: ``None`` until it is read.
+    """
 
     def __init__(
-        self, archive_id: str, now: Callable[[], datetime], on_end: "Callable[[Receipt], None]", *, link: str | None
+        self,
+        archive_id: str,
+        now: Callable[[], datetime],
+        on_end: "Callable[[Receipt], None]",
+        *,
+        link: str | None,
+        request: str,
+        body: str | None,
     ) -> None:
         self.archive_id = archive_id
         self.link = link
+        self.body = body
+        self.request = request
         self._on_end = on_end
         self._downloaded = 0
         self.version = 0
+        # The last version of the receipt that this one has replaced.
+        self.replaced_version = 0
         self.ended_at: datetime | None = None
         self.elsewhere = False
         self._now = now
@@ -73,9 +90,24 @@ class Receipt:
         return self._problem
 
     @property
+    def broken_off(self) -> bool:
+        """Whether the archive ended in its middle: the same request may come again under the same id."""
+        return self._state in _BROKEN_OFF
+
+    @property
     def image_count(self) -> int:
         """Number of images whose facts are held."""
         return len(self._images)
+
+    def may_replace(self, other: "Receipt") -> bool:
+        """Whether this is another try of the request that led to ``other``, which was broken off."""
+        same_body = self.body == other.body or None in {self.body, other.body}
+        return other.broken_off and self.request == other.request and same_body
+
+    def replace(self, other: "Receipt") -> None:
+        """Go on with the versions of ``other``: a watcher that has seen any of them gets all of this receipt."""
+        self.version = self.replaced_version = other.version
+        self._changed(ARCHIVE)
 
     def planned(
         self,
@@ -239,21 +271,31 @@ class Receipts:
         self._forget()
         return len(self._running) + len(self._ended)
 
-    def new(self, archive_id: str, *, link: str | None = None) -> Receipt:
-        """Return a receipt that nobody can find before it is filed."""
-        return Receipt(archive_id, self._now, self._has_ended, link=link)
+    def new(self, archive_id: str, *, link: str | None = None, request: str = "", body: str | None = "") -> Receipt:
+        """Return a receipt that cannot be found before it is filed."""
+        return Receipt(archive_id, self._now, self._has_ended, link=link, request=request, body=body)
 
     def file(self, receipt: Receipt) -> None:
-        """Make a receipt known by its archive's id.
+        """Make a receipt known by its archive's id; does nothing if it is known.
+
+        A receipt which would replace another, and whose body has not been read, has to be filed again with the body.
 
         Raises:
-            ArchiveIdInUse: another one has it.
+            ArchiveIdInUse: another one has it, which this one may not replace.
         """
         self._forget()
         other = self._held(receipt.archive_id)
+        if other is receipt:
+            return
         if other is not None and not other.elsewhere:
-            raise ArchiveIdInUse("This archive id is taken; choose a new UUID for each download.")
-        self._ended.pop(receipt.archive_id, None)
+            if not receipt.may_replace(other):
+                raise ArchiveIdInUse("This archive id is taken; choose a new UUID for each download.")
+            if receipt.body is None:
+                return
+            receipt.replace(other)
+        if other is not None:
+            del self._ended[receipt.archive_id]
+            self._images -= other.image_count
         self._running[receipt.archive_id] = receipt
         for waiting in self._awaited.pop(receipt.archive_id, ()):
             if not waiting.done():

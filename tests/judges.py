@@ -33,9 +33,12 @@ class Contents(NamedTuple):
 
 Judge = Callable[[Path], dict[str, bytes]]
 Pourer = Callable[[Path], Contents]
+ModeReader = Callable[[Path], dict[str, int]]
 
 _TIMEOUT_SECONDS = 60
 _PIECE_BYTES = 1024 * 1024
+# What most systems set: extracted files then show the mode that the archive gives them, on any machine.
+_UMASK = 0o022
 
 # The entries as frames: name length, name, content length, content. A file system in between would change names.
 # Or, to pour, only their contents.
@@ -101,17 +104,17 @@ def python_zipfile(archive: Path) -> dict[str, bytes]:
 
 def info_zip(archive: Path) -> dict[str, bytes]:
     """Info-ZIP's unzip, the one on most Unix machines."""
-    return _extracted(lambda folder: [_tool("unzip"), "-qq", str(archive), "-d", folder])
+    return _extracted(lambda folder: [tool("unzip"), "-qq", str(archive), "-d", folder])
 
 
 def seven_zip(archive: Path) -> dict[str, bytes]:
     """7-Zip, under any of the names it is installed by."""
-    return _extracted(lambda folder: [_tool("7zz", "7z"), "x", "-y", "-bd", f"-o{folder}", str(archive)])
+    return _extracted(lambda folder: [tool("7zz", "7z"), "x", "-y", "-bd", f"-o{folder}", str(archive)])
 
 
 def bsdtar(archive: Path) -> dict[str, bytes]:
     """The libarchive of macOS and Windows, reading a file: it starts at the central directory."""
-    return _extracted(lambda folder: [_tool("bsdtar"), "-xf", str(archive), "-C", folder])
+    return _extracted(lambda folder: [tool("bsdtar"), "-xf", str(archive), "-C", folder])
 
 
 def java_zip_file(archive: Path) -> dict[str, bytes]:
@@ -122,7 +125,7 @@ def java_zip_file(archive: Path) -> dict[str, bytes]:
 def bsdtar_stream(archive: Path) -> dict[str, bytes]:
     """The same libarchive on a pipe: it must make do with the local headers."""
     content = archive.read_bytes()
-    return _extracted(lambda folder: [_tool("bsdtar"), "-xf", "-", "-C", folder], stdin=content)
+    return _extracted(lambda folder: [tool("bsdtar"), "-xf", "-", "-C", folder], stdin=content)
 
 
 def java_zip_input_stream(archive: Path) -> dict[str, bytes]:
@@ -130,6 +133,26 @@ def java_zip_input_stream(archive: Path) -> dict[str, bytes]:
     return _read_by_java("stream", archive)
 
 
+def listed_modes(archive: Path) -> dict[str, str]:
+    """Return the mode of each entry as Info-ZIP's zipinfo lists it, such as ``-rw-r--r--``."""
+    header, *listing, totals = _run([tool("zipinfo"), "-s", str(archive)], b"").decode().splitlines()
+    assert header.startswith("Archive:")
+    assert "files" in totals
+    rows = [line.split(maxsplit=8) for line in listing if not line.startswith("Zip file size:")]
+    return {row[-1]: row[0] for row in rows}
+
+
+def unzipped_modes(archive: Path) -> dict[str, int]:
+    """Return the modes of the files that Info-ZIP's unzip extracts."""
+    return _extracted_modes(lambda folder: [tool("unzip"), "-qq", str(archive), "-d", folder])
+
+
+def bsdtar_modes(archive: Path) -> dict[str, int]:
+    """Return the modes of the files that bsdtar extracts from a file."""
+    return _extracted_modes(lambda folder: [tool("bsdtar"), "-xf", str(archive), "-C", folder])
+
+
+MODE_READERS = [pytest.param(reader, id=reader.__name__) for reader in (unzipped_modes, bsdtar_modes)]
 CENTRAL_DIRECTORY_READERS = [
     pytest.param(judge, id=judge.__name__) for judge in (python_zipfile, info_zip, seven_zip, bsdtar, java_zip_file)
 ]
@@ -142,15 +165,15 @@ def _python_pours(archive: Path) -> Contents:
 
 
 def _unzip_pours(archive: Path) -> Contents:
-    return _poured([_tool("unzip"), "-p", str(archive)])
+    return _poured([tool("unzip"), "-p", str(archive)])
 
 
 def _seven_zip_pours(archive: Path) -> Contents:
-    return _poured([_tool("7zz", "7z"), "x", "-so", str(archive)])
+    return _poured([tool("7zz", "7z"), "x", "-so", str(archive)])
 
 
 def _bsdtar_pours(archive: Path) -> Contents:
-    return _poured([_tool("bsdtar"), "-xOf", str(archive)])
+    return _poured([tool("bsdtar"), "-xOf", str(archive)])
 
 
 def _java_pours(archive: Path) -> Contents:
@@ -158,7 +181,7 @@ def _java_pours(archive: Path) -> Contents:
 
 
 def _bsdtar_pours_a_stream(archive: Path) -> Contents:
-    return _poured([_tool("bsdtar"), "-xOf", "-"], piped=archive)
+    return _poured([tool("bsdtar"), "-xOf", "-"], piped=archive)
 
 
 def _java_pours_a_stream(archive: Path) -> Contents:
@@ -176,7 +199,7 @@ POURERS: dict[Judge, Pourer] = {
 }
 
 
-def _tool(*names: str) -> str:
+def tool(*names: str) -> str:
     """Find an installed program by one of its names."""
     for name in names:
         if path := shutil.which(name):
@@ -192,6 +215,13 @@ def _extracted(command: Callable[[str], list[str]], *, stdin: bytes = b"") -> di
         _run(command(folder), stdin)
         root = Path(folder)
         return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def _extracted_modes(command: Callable[[str], list[str]]) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        _run(command(folder), b"")
+        root = Path(folder)
+        return {str(path.relative_to(root)): path.stat().st_mode for path in root.rglob("*") if path.is_file()}
 
 
 def _read_by_java(mode: str, archive: Path) -> dict[str, bytes]:
@@ -210,8 +240,8 @@ def _java_pours_by(mode: str, archive: Path) -> Contents:
 
 @contextmanager
 def _java_reader() -> Iterator[list[str]]:
-    java = _tool("java")
-    _tool("javac")  # a run-time environment alone cannot start a source file
+    java = tool("java")
+    tool("javac")  # a run-time environment alone cannot start a source file
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "Reader.java")
         source.write_text(_JAVA_READER, encoding="ascii")
@@ -227,7 +257,13 @@ def _run(command: list[str], stdin: bytes) -> bytes:
     # unzip and bsdtar write names in the locale's encoding, and C alone has none for é.
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
-        command, input=stdin, env=environment, capture_output=True, timeout=_TIMEOUT_SECONDS, check=False
+        command,
+        input=stdin,
+        env=environment,
+        umask=_UMASK,
+        capture_output=True,
+        timeout=_TIMEOUT_SECONDS,
+        check=False,
     )
     if done.returncode:
         raise Refused(f"{command[0]} exited {done.returncode}: {(done.stderr or done.stdout).decode(errors='replace')}")
@@ -241,7 +277,7 @@ def _poured(command: list[str], piped: Path | None = None) -> Contents:
         source = None
         if piped is not None:
             # A file as standard input is no pipe: bsdtar would seek in it.
-            source = stack.enter_context(subprocess.Popen([_tool("cat"), str(piped)], stdout=subprocess.PIPE)).stdout
+            source = stack.enter_context(subprocess.Popen([tool("cat"), str(piped)], stdout=subprocess.PIPE)).stdout
         program = stack.enter_context(
             subprocess.Popen(command, stdin=source or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         )

@@ -1,22 +1,28 @@
 """Which programs read the service's archives in which layout: README's table, proven through real sockets."""
 
 import asyncio
+import io
+import zipfile
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from service.archive.report import MANIFEST_NAME, REPORT_NAME
 from service.archive.writer import Layout
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox
 from tests.archives import add_order, entries, failures_in, images_in, images_url, jpeg
 from tests.judges import (
+    MODE_READERS,
     Judge,
+    ModeReader,
     Refused,
     bsdtar,
     bsdtar_stream,
     info_zip,
     java_zip_file,
     java_zip_input_stream,
+    listed_modes,
     python_zipfile,
     seven_zip,
 )
@@ -106,6 +112,32 @@ async def test_rolled_back_image(
     assert {name: len(body) for name, body in found.items()} == {"0.jpg": SIZE + 7, "1.jpg": SIZE, "2.jpg": SIZE}
     assert [found["1.jpg"], found["2.jpg"]] == [jpeg(SIZE, 1), jpeg(SIZE, 2)]
     await _judge(judge, layout, data, tmp_path)
+
+
+@every_layout
+async def test_mode_in_the_directory(
+    layout: Layout, service: str, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Every entry, report and manifest too, is a regular file ``rw-r--r--`` of Unix (APPNOTE 4.4.2, 4.4.15)."""
+    data = await _archive(client, service, PARTIAL_ORDER_ID, layout)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert {REPORT_NAME, MANIFEST_NAME} < set(archive.namelist())
+        assert {(one.create_system, one.external_attr) for one in archive.infolist()} == {(3, 0o100644 << 16)}
+    path = tmp_path / "images.zip"
+    path.write_bytes(data)
+    assert await asyncio.to_thread(listed_modes, path) == dict.fromkeys(entries(data), "-rw-r--r--")
+
+
+@every_layout
+@pytest.mark.parametrize("reader", MODE_READERS)
+async def test_mode_of_extracted_files(
+    layout: Layout, reader: ModeReader, service: str, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Extracted files can be read by other users too."""
+    data = await _archive(client, service, PARTIAL_ORDER_ID, layout)
+    path = tmp_path / "images.zip"
+    path.write_bytes(data)
+    assert await asyncio.to_thread(reader, path) == dict.fromkeys(entries(data), 0o100644)
 
 
 async def test_default_is_streamable(service: str, client: aiohttp.ClientSession) -> None:

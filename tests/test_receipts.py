@@ -75,6 +75,28 @@ def test_an_id_is_taken_as_long_as_it_is_remembered() -> None:
     receipts.file(receipts.new("a"))
 
 
+def test_a_repetition_leaves_room_for_others() -> None:
+    """The images of a receipt that was replaced do not count any more."""
+    receipts = Receipts(limit=1000, ttl_seconds=60)
+    filed(receipts, "other").end(ArchiveOutcome.COMPLETE, None)
+    for _ in range(3):
+        filed(receipts, "a", [IMAGES[0]] * (IMAGES_KEPT // 2)).end(ArchiveOutcome.CLIENT_GONE, "client-left")
+    assert len(receipts) == 2
+
+
+@pytest.mark.parametrize("outcome", list(ArchiveOutcome))
+def test_only_what_was_broken_off_can_be_repeated(outcome: ArchiveOutcome) -> None:
+    """Every other end keeps the id."""
+    receipts = Receipts(limit=10, ttl_seconds=60)
+    filed(receipts, "a").end(outcome, None)
+    if outcome in {ArchiveOutcome.ABORTED, ArchiveOutcome.CLIENT_GONE}:
+        again = filed(receipts, "a")
+        assert receipts.find("a") is again
+    else:
+        with pytest.raises(ArchiveIdInUse):
+            receipts.file(receipts.new("a"))
+
+
 def test_who_is_refused_an_id_does_not_end_whose_it_is() -> None:
     """The end of a request for an id that is in use changes nothing of the archive that runs under it."""
     clock = Clock()

@@ -6,9 +6,9 @@ length of what was sent for the data and the data's CRC-32, and makes the descri
 that. The checksum is then isal's, ten times as fast as zlib's, which zipstream-ng would use: that was a fifth of the
 CPU time of an archive of large images.
 
-To zipstream-ng every entry is a stored one. In the streamable layout what is sent are deflate blocks of our own
-making, and the fields that tell the two apart, method and size, are put right in each record that it hands out.
-zlib's blocks would cost copies, and come up to 64 KiB late.
+To zipstream-ng every entry is a stored one that its owner alone may read. In the streamable layout what is sent are
+deflate blocks of our own making, and the fields that tell the two apart, method and size, are put right in each record
+that it hands out. zlib's blocks would cost copies, and come up to 64 KiB late. The mode is put right in both layouts.
 """
 
 import re
@@ -43,6 +43,13 @@ _RECORD_METHOD: Final = 10
 _RECORD_SIZE: Final = 24
 _RECORD_NAME_LENGTH: Final = 28
 _RECORD_NAME: Final = 46
+# Where it has the system that its attributes are of (the upper byte of "version made by", APPNOTE 4.4.2), and these.
+_RECORD_SYSTEM: Final = 5
+_RECORD_ATTRIBUTES: Final = 38
+_UNIX: Final = 3
+# A regular file, rw-r--r--; Unix programs keep the mode in the upper 16 bits (APPNOTE 4.4.15). zipstream-ng would write
+# 0600 without a type: unzip and bsdtar then extract files that no other user can read, and fuse-zip fails with EIO.
+_MODE: Final = 0o100644
 # The size that says to look into the Zip64 field behind the name, where it comes first (APPNOTE 4.5.3).
 _SIZE_IN_ZIP64: Final = 0xFFFF_FFFF
 _ZIP64_SIZE: Final = 4
@@ -245,9 +252,9 @@ class ArchiveWriter:
     def _directory(self) -> Iterator[bytes]:
         """Yield the directory's records, one for each entry, and the archive's end."""
         records: Iterator[bytes] = self._zip.footer()
-        if self._in_blocks:
-            for entry in self._entries:
-                yield _deflated_record(next(records), entry.size)
+        for entry in self._entries:
+            record = _readable_record(next(records))
+            yield _deflated_record(record, entry.size) if self._in_blocks else bytes(record)
         yield from records
 
     def _stand_in(self) -> Iterator[bytes]:
@@ -349,17 +356,24 @@ def _deflated_header(header: bytes) -> bytes:
     return _with_method(bytearray(header), _HEADER_METHOD)
 
 
-def _deflated_record(record: bytes, size: int) -> bytes:
-    """Return the directory record of a stored entry as that of a deflated one whose data has the given size."""
+def _readable_record(record: bytes) -> bytearray:
+    """Return a copy of a directory record with the mode that extracted files get."""
     if not record.startswith(_RECORD_SIGNATURE):
         raise AssertionError("zipstream-ng's directory has fewer records than entries")
     changed = bytearray(record)
+    changed[_RECORD_SYSTEM] = _UNIX
+    struct.pack_into("<L", changed, _RECORD_ATTRIBUTES, _MODE << 16)
+    return changed
+
+
+def _deflated_record(record: bytearray, size: int) -> bytes:
+    """Change the directory record of a stored entry to that of a deflated one whose data has the given size."""
     if struct.unpack_from("<L", record, _RECORD_SIZE) == (_SIZE_IN_ZIP64,):
         (name_length,) = struct.unpack_from("<H", record, _RECORD_NAME_LENGTH)
-        struct.pack_into("<Q", changed, _RECORD_NAME + name_length + _ZIP64_SIZE, size)
+        struct.pack_into("<Q", record, _RECORD_NAME + name_length + _ZIP64_SIZE, size)
     else:
-        struct.pack_into("<L", changed, _RECORD_SIZE, size)
-    return _with_method(changed, _RECORD_METHOD)
+        struct.pack_into("<L", record, _RECORD_SIZE, size)
+    return _with_method(record, _RECORD_METHOD)
 
 
 def _with_method(record: bytearray, offset: int) -> bytes:

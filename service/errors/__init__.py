@@ -19,6 +19,7 @@ travel as ``__cause__`` and reach the log only.
     │   ├── CreditsExceeded           402
     │   ├── ArchiveNotFound           404
     │   ├── ArchiveIdInUse            409
+    │   ├── ArchiveNotResumable       412
     │   ├── KeyRequired               401
     │   ├── SignInRefused             401
     │   ├── AdminRequired             401
@@ -75,6 +76,7 @@ from service.errors.caller import (
     AdminRequired,
     ArchiveIdInUse,
     ArchiveNotFound,
+    ArchiveNotResumable,
     BadRequest,
     CallerError,
     CreditsExceeded,
@@ -141,6 +143,7 @@ __all__ = [
     "ArchiveBroken",
     "ArchiveIdInUse",
     "ArchiveNotFound",
+    "ArchiveNotResumable",
     "AtCapacity",
     "BadRequest",
     "CallerError",

@@ -189,11 +189,23 @@ class ArchiveNotFound(CallerError):
 
 
 class ArchiveIdInUse(CallerError):
-    """The archive id that the caller chose is taken."""
+    """The archive id that the client chose is taken, but not by a broken-off try of the same request."""
 
     status = 409
     slug = "archive-id-in-use"
     title = "The archive id is taken"
+
+
+class ArchiveNotResumable(CallerError):
+    """The request goes on with an earlier archive, by ``Range`` or ``If-Match``; every archive is a new one.
+
+    A 412 (RFC 9110 section 15.5.13), because wget appends a 200 to the part that it has and exits 0, and curl, wget and
+    lftp take a 416 for the end of a complete file.
+    """
+
+    status = 412
+    slug = "archive-not-resumable"
+    title = "The archive cannot be resumed"
 
 
 class OrderNotFound(CallerError):

@@ -1,6 +1,7 @@
 """Lets a request pass or refuses it: who may do what, asked by handlers in their first line."""
 
 import hmac
+import json
 import math
 
 from aiohttp import web
@@ -155,6 +156,19 @@ def refuse_guessing(request: web.Request) -> None:
 def client_address(request: web.Request) -> str:
     """Return the address by which the caller's wrong secrets are counted."""
     return request.app[SERVICES].access.callers.address(request)
+
+
+def caller_fingerprint(request: web.Request) -> str:
+    """Return what stands for the client and does not tell its secrets: its link, keys or session, else its address."""
+    if (token := link_in(request)) is not None:
+        proofs = ["link", token]
+    elif given := secrets_in(request.headers):
+        proofs = ["key", *given]
+    elif cookie := request.cookies.get(SESSION_COOKIE):
+        proofs = ["session", cookie]
+    else:
+        proofs = ["address", client_address(request)]
+    return request.app[SERVICES].access.credentials.fingerprint(json.dumps(proofs))
 
 
 def is_not_forged(request: web.Request) -> bool:

@@ -1,10 +1,13 @@
 """``GET /orders/{order_id}/images``: the archive of an order, streamed while its images arrive."""
 
 import asyncio
+import hashlib
+import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 from aiohttp import HttpVersion11, web
@@ -19,11 +22,19 @@ from service.model import Order, Outcome
 from service.pipeline import ArchiveStream
 from service.upstream.client import UpstreamClient
 from service.upstream.live import Follower
-from service.web.access import LINK, NOT_SIGNED, link_in, require_full_quality, require_this_download
+from service.web.access import (
+    LINK,
+    NOT_SIGNED,
+    caller_fingerprint,
+    link_in,
+    require_full_quality,
+    require_this_download,
+)
 from service.web.archive_record import ArchiveRecord
 from service.web.archive_response import ArchiveResponse
 from service.web.middleware import STREAMING
 from service.web.missing import only_what_is_missing
+from service.web.resumption import resumption_problem
 from service.web.services import SERVICES, Services
 
 ORDER_ID_CHARACTERS = 36
@@ -41,7 +52,12 @@ _FRAMED_BY_THE_PAGE = {
 async def get_order_archive(request: web.Request) -> web.StreamResponse:
     """Answer with the archive, or, to HEAD, with its status and headers only."""
     services = request.app[SERVICES]
-    receipt = services.receipts.new(_chosen_archive_id(request) or str(uuid.uuid4()), link=link_in(request))
+    receipt = services.receipts.new(
+        _chosen_archive_id(request) or str(uuid.uuid4()),
+        link=link_in(request),
+        request=_request_digest(request),
+        body=None if request.method == "POST" else "",
+    )
     record = ArchiveRecord(request, receipt, services.metrics)
     # What is too long for an id is no id, and fills no log.
     order_id = request.match_info["order_id"][:ORDER_ID_CHARACTERS]
@@ -56,18 +72,26 @@ async def _serve(request: web.Request, services: Services, record: ArchiveRecord
     # 1. Who asks, and for what. Nothing upstream is touched before this is right.
     order_id = request.match_info["order_id"]
     role = require_this_download(request, order_id)
-    if _chosen_archive_id(request) is not None and request.method != "HEAD":
-        services.receipts.file(record.receipt)  # whoever watches is told what comes of it, also of a refusal
+    not_resumable = resumption_problem(request)
+    # A watcher sees what comes of it, also a refusal. A refused resumption leaves the id to the next whole download.
+    if _chosen_archive_id(request) is not None and request.method != "HEAD" and not_resumable is None:
+        services.receipts.file(record.receipt)
     order_id = check_order_id(order_id)
     options = parse_options((name, value) for name, value in request.query.items() if name != LINK)
     require_full_quality(role, options.image)
     if options.wait > services.wait_max_seconds:
         raise InvalidParameter("wait", f"'wait' must be at most {services.wait_max_seconds} here.")
     upstream = services.require_upstream()
+    # Conditions count only where the request would succeed without them (RFC 9110 section 13.2.1).
+    if not_resumable is not None:
+        raise not_resumable
     # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
     with services.admission.admit():
         if request.method == "POST":
             options = await only_what_is_missing(request, order_id, options, max_images=services.max_images)
+            record.receipt.body = _digest(sorted(options.only))
+            if options.archive_id is not None:
+                services.receipts.file(record.receipt)
             if not options.only:
                 return web.Response(status=204)
         # From here the caller waits: look-up and first image together must not take longer than this.
@@ -96,6 +120,17 @@ def _chosen_archive_id(request: web.Request) -> str | None:
         return check_archive_id(request.query.get("archive_id", ""))
     except InvalidArchiveId:
         return None
+
+
+def _request_digest(request: web.Request) -> str:
+    """Return an opaque digest of a client and its request, without the body and the archive id."""
+    query = sorted([name, value] for name, value in request.query.items() if name not in NOT_SIGNED)
+    order_id = request.match_info["order_id"].lower()
+    return _digest([caller_fingerprint(request), request.method, order_id, query])
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _has_failed(task: asyncio.Task[None]) -> bool:

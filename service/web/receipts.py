@@ -82,7 +82,7 @@ class _Events:
     async def _catch_up(self, seen: int) -> int:
         """Send what is new in one piece; return the version that the watcher has then."""
         version, text = self._receipt.version, ""
-        if not 0 < seen <= version:
+        if not self._receipt.replaced_version < seen <= version:
             # The end is told by itself, with an id of its own: a break between the two must not lose it.
             seen = version - 1 if self._receipt.ended_at is not None else version
             text = _event("snapshot", self._receipt.snapshot(), seen)

@@ -446,6 +446,7 @@ def test_huge_entry(size: int, layout: Layout, tmp_path: Path) -> None:
     assert _has_zip64(header)
     with zipfile.ZipFile(path) as opened:
         assert opened.getinfo("Schloß.jpg").file_size == size
+        assert opened.getinfo("Schloß.jpg").external_attr == 0o100644 << 16
         assert (opened.getinfo("Schloß.jpg").compress_size == size) is (layout is Layout.STORED)
         assert opened.read("a.jpg") == b"image"
 

@@ -239,6 +239,7 @@ async def refused_downloads(world: World, method: str, **options: Any) -> None:
     await world.ask(method, f"{service}/orders/x/images", 400, **options)
     await world.ask(method, f"{service}{path}?preview=false&max_credits=0", 402, **options)
     await world.ask(method, f"{await world.start(allow_full_quality=False)}{path}?preview=false", 403, **options)
+    await world.ask(method, service + path, 412, headers={"If-Match": '"x"'}, **options)
     await links_that_open_nothing(world, method, path, **options)
     await world.ask(method, f"{service}/orders/{EMPTY_ORDER_ID}/images", 404, **options)
     await world.ask(method, f"{service}/orders/{MERGING_ORDER_ID}/images", 409, **options)

@@ -6,6 +6,7 @@ from service.archive.plan import FORMATS
 from service.errors import (
     ArchiveIdInUse,
     ArchiveNotFound,
+    ArchiveNotResumable,
     AtCapacity,
     CreditsExceeded,
     Draining,
@@ -72,6 +73,7 @@ _HEAD_PROBLEMS = (
     LinkInvalid,
     LinkExpired,
     *_LOOK_UP_PROBLEMS,
+    ArchiveNotResumable,
     OrderEmpty,
     OrderNotReady,
     TooManyImages,
@@ -93,7 +95,9 @@ curl --fail-with-body --remote-name --remote-header-name "{HERE}/orders/{EXAMPLE
 are refused, so that a misspelt `preview` never buys anything.
 
 After the first byte there is no status left to change: if the archive cannot be finished truthfully, the connection is
-broken (`curl` exits with 18). There is no `Content-Length`, and no range requests."""
+broken (`curl` exits with 18). There is no `Content-Length`, and no ETag. An archive cannot be resumed: a `Range` that
+begins behind the first byte, such as `curl -C -` and `wget` send, is a 412, and so is an entity tag in `If-Match`:
+start over without them. Other forms of `Range`, and any `Range` with `If-Range`, get the whole archive."""
 _TRAILER_WORDS = {
     "X-Downloaded": "Number of images that are in the archive.",
     "X-Failed": "Number of images that are not.",

@@ -59,7 +59,7 @@ _DOWNLOAD: Mapping[str, tuple[Mapping[str, Any], str]] = {
     ),
     "archive_id": (
         {"type": "string", "format": "uuid"},
-        "Id of this download, chosen by you so that you can watch it. Choose a new one for each download.",
+        "Id of this download, chosen by you so that you can watch it. Only a broken-off try may be repeated with it.",
     ),
     "wait": (
         {"type": "integer", "minimum": 0, "maximum": MAX_WAIT_SECONDS},

@@ -66,6 +66,13 @@ EXAMPLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "archive-not-found": ("This process knows no such archive, or has forgotten it.", {}),
     "archive-id-in-use": ("This archive id is taken; choose a new UUID for each download.", {}),
+    "archive-not-resumable": (
+        (
+            "An archive cannot be sent from its middle. Start over without Range and without a part file: "
+            "curl without '-C -', wget without '-c'."
+        ),
+        {},
+    ),
     "order-not-found": ("The API knows no such order.", {}),
     "order-empty": ("The order exists, but it has no images.", {}),
     "order-not-ready": ("The order is still being merged or processed; its images are not listed yet.", {}),

@@ -31,6 +31,7 @@ export const ADVICE = {
   "order-not-ready": "Tick “Wait for images”, or try again in a little while.",
   "unsupported-media-type": "Reload the page and try again.",
   "archive-id-in-use": "Press Download once more.",
+  "archive-not-resumable": "Start the download again from the beginning.",
   "too-many-images": "The order is larger than this service allows in one archive.",
   "nothing-uploaded": "Choose photos as cameras and phones make them.",
   "nothing-to-deliver": "See below what is the matter with each image.",
