@@ -30,7 +30,7 @@ ENV PATH=/opt/batch/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOST=
 
 # No name and no home: only a number, so that Kubernetes can see that it is not root.
 USER 65532:65532
-# Photos on their way to the storage, one for each of MAX_UPLOADS, are in /tmp: a volume or tmpfs where the root is read-only.
+# Photos on their way to the storage, one for each of MAX_CONCURRENT_UPLOADS, are in /tmp: a volume or tmpfs where the root is read-only.
 EXPOSE 8000
 # SIGTERM drains: give it DRAIN_SECONDS (60) before the kill, "docker stop --time 70".
 STOPSIGNAL SIGTERM

@@ -69,7 +69,7 @@ lock: $(STAMP) ## compile the lock files anew from pyproject.toml
 licences: $(STAMP) ## write deploy/LICENCES.md anew: what a deployment installs, and under which licences
 	@{ printf '%s\n' '# Licences of what a deployment installs' '' \
 	  'Made by `make licences` from `deploy/requirements.lock`. The packages are used as they are, none is changed.' \
-	  'Swagger UI, which the service brings along, is Apache-2.0: see `service/web/static/vendor/README.md`.' ''; \
+	  'Swagger UI, which the service brings along, is Apache-2.0: see `service/web/site/static/vendor/README.md`.' ''; \
 	  $(BIN)/pip-licenses --format=markdown --with-urls --order=name --packages $(LOCKED); } > deploy/LICENCES.md
 
 sbom: $(STAMP) ## write dist/sbom.json: what a deployment installs, in CycloneDX form

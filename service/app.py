@@ -13,44 +13,44 @@ from importlib.metadata import PackageNotFoundError, version
 from aiohttp import ClientSession, web
 from yarl import URL
 
-from service.errors import NotConfigured
-from service.log_writer import dropped_lines
-from service.logs import Redactor
-from service.metrics import Metrics, watch_loop_lag
+from service.errors import ApiKeyNotConfigured
 from service.model import Order
-from service.pipeline import StreamLimits
-from service.receipts import Receipts
-from service.sentry import Report, reporting
+from service.monitoring.log_writer import dropped_lines
+from service.monitoring.logs import Redactor
+from service.monitoring.metrics import Metrics, observe_loop_lag
+from service.monitoring.recent_errors import RecentErrors
+from service.monitoring.sentry import Report, reporting
 from service.settings import FULL_QUALITY, Settings
-from service.shares import Budget, ConnectionShare
-from service.upstream.addresses import TargetRules
-from service.upstream.breaker import Breaker
-from service.upstream.client import UpstreamClient
-from service.upstream.download import DownloadPolicy
-from service.upstream.live import LiveOrders, Look
-from service.upstream.politeness import Politeness
+from service.streaming.admission import Admission
+from service.streaming.archive_stream import StreamLimits
+from service.streaming.budgets import DownloadShare, MemoryBudget
+from service.streaming.receipts import Receipts
+from service.upstream.api import UpstreamClient
+from service.upstream.health import UpstreamHealth
+from service.upstream.http.fetcher import Fetcher, open_session
+from service.upstream.image_download import DownloadPolicy
+from service.upstream.order_watcher import Look, OrderWatcher
+from service.upstream.rate_limiter import RateLimiter
 from service.upstream.sentry_api import SentryApi
-from service.upstream.transport import Transport, open_session
 from service.upstream.uploads import UploadClient
-from service.web import ops
-from service.web.admission import Admission
-from service.web.auth import Access, Credentials, FailureLimit, Links, ServiceKey, Sessions
-from service.web.callers import Callers
-from service.web.create_order import create_order, create_sample_order
-from service.web.docs import get_docs, get_docs_asset, openapi_handler
-from service.web.links import create_link
-from service.web.middleware import add_headers, answer_problems, trace_request
-from service.web.order_archive import get_order_archive
-from service.web.orders import get_order
-from service.web.page import page, page_facts, page_file
-from service.web.previews import PREVIEWS_IN_FLIGHT, PREVIEWS_WAITING, get_preview
-from service.web.receipts import get_events, get_receipt
-from service.web.recent_errors import RecentErrors
-from service.web.sentry_issues import sentry_issues
+from service.upstream.url_policy import UrlPolicy
+from service.web.auth.client_ip import ClientAddresses
+from service.web.auth.credentials import Access, AuthFailureLimit, Credentials, Links, ServiceKey, Sessions
+from service.web.auth.links import create_link
+from service.web.auth.sessions import end_session, get_session, start_session
+from service.web.downloads.archive import get_order_archive
+from service.web.downloads.receipts import get_events, get_receipt
+from service.web.middleware import access_log, add_headers, render_problems
+from service.web.operations import health as ops
+from service.web.operations.sentry_issues import sentry_issues
+from service.web.operations.stats import stats
+from service.web.orders.orders import get_order
+from service.web.orders.thumbnails import THUMBNAILS_IN_FLIGHT, THUMBNAILS_WAITING, get_thumbnail
+from service.web.orders.webhooks import receive_webhook
 from service.web.services import SERVICES, Services
-from service.web.sessions import end_session, get_session, start_session
-from service.web.stats import stats
-from service.web.webhooks import take_webhook
+from service.web.site.docs import get_docs, get_docs_asset, openapi_handler
+from service.web.site.page import page, page_config, page_file
+from service.web.uploads.create_order import create_order, create_sample_order
 
 # What aiohttp's own ways to read a body take; handlers use ``read_body``, each with its own limit.
 MAX_REQUEST_BODY_BYTES = 64 * 1024
@@ -68,10 +68,10 @@ PUBLIC_LIMITS = (
     "give_up_after",
     "read_ahead_bytes",
     "read_ahead_total_bytes",
-    "upstream_connections",
+    "max_concurrent_downloads",
     "upstream_requests_per_second",
     "drain_seconds",
-    "max_uploads",
+    "max_concurrent_uploads",
     "max_upload_files",
     "max_upload_bytes",
 )
@@ -88,15 +88,15 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
     app.router.add_get("/orders/{order_id:[^/]+}", get_order)
     app.router.add_post("/orders/{order_id:[^/]+}/links", create_link)
     app.router.add_post("/orders/{order_id:[^/]+}/images", get_order_archive)
-    app.router.add_post("/webhooks/autoenhance", take_webhook)
+    app.router.add_post("/webhooks/autoenhance", receive_webhook)
     app.router.add_get("/archives/{archive_id:[^/]+}", get_receipt)
     # HEAD would begin to stream, and what has no end has no use for it.
     app.router.add_get("/archives/{archive_id:[^/]+}/events", get_events, allow_head=False)
     app.router.add_post("/api/create-order", create_order)
     app.router.add_post("/api/create-sample-order", create_sample_order)
-    app.router.add_get("/images/{image_id:[A-Za-z0-9_-]{1,64}}/preview", get_preview)
+    app.router.add_get("/images/{image_id:[A-Za-z0-9_-]{1,64}}/preview", get_thumbnail)
     app.router.add_get("/", page)
-    app.router.add_get("/api/page", page_facts)
+    app.router.add_get("/api/page", page_config)
     app.router.add_get("/static/{name:[a-z0-9-]+[.][a-z0-9.-]+}", page_file)
     app.router.add_get("/session", get_session)
     app.router.add_post("/session", start_session)
@@ -147,7 +147,7 @@ def create_ops_app(services: Services) -> web.Application:
 
 
 def _bare_app() -> web.Application:
-    app = web.Application(middlewares=[trace_request, answer_problems], client_max_size=MAX_REQUEST_BODY_BYTES)
+    app = web.Application(middlewares=[access_log, render_problems], client_max_size=MAX_REQUEST_BODY_BYTES)
     app.on_response_prepare.append(add_headers)
     return app
 
@@ -174,11 +174,11 @@ def _access(settings: Settings, *, sandbox: bool) -> Access:
         signing_keys = [secrets.token_urlsafe()]
     return Access(
         credentials,
-        Sessions(credentials, seconds=settings.session_seconds),
+        Sessions(credentials, seconds=settings.session_ttl_seconds),
         Links(signing_keys, clock=time.time),
-        FailureLimit(settings.sign_in_failures_per_minute, time.monotonic),
-        callers=Callers(settings.proxy_hops),
-        link_max_seconds=settings.link_max_seconds,
+        AuthFailureLimit(settings.auth_failures_per_minute, time.monotonic),
+        callers=ClientAddresses(settings.trusted_proxy_hops),
+        max_link_seconds=settings.max_link_seconds,
     )
 
 
@@ -195,16 +195,16 @@ def _services(
     running_version = _version()
     metrics = Metrics(version=running_version)
     metrics.watch_log(dropped_lines)
-    breaker = Breaker(time.monotonic)
-    metrics.upstream_breaker_open.set_function(lambda: breaker.is_open)
-    total_budget = Budget(settings.read_ahead_total_bytes)
+    breaker = UpstreamHealth(time.monotonic)
+    metrics.upstream_failing.set_function(lambda: breaker.is_open)
+    total_budget = MemoryBudget(settings.read_ahead_total_bytes)
     metrics.watch_read_ahead(lambda: total_budget.held_bytes, total_budget.limit_bytes)
-    receipts = Receipts(limit=settings.receipts_max, ttl_seconds=settings.receipt_ttl_seconds)
+    receipts = Receipts(limit=settings.max_receipts, ttl_seconds=settings.receipt_ttl_seconds)
     event_admission = Admission(MAX_EVENT_STREAMS, "event streams are open")
     metrics.receipts_held.set_function(lambda: len(receipts))
-    metrics.event_streams.set_function(lambda: event_admission.active)
+    metrics.sse_connections.set_function(lambda: event_admission.active)
     admission = Admission(settings.max_archives)
-    metrics.archive_places_taken.set_function(lambda: admission.active)
+    metrics.archive_slots_in_use.set_function(lambda: admission.active)
     metrics.archives_limit.set(settings.max_archives)
     key = settings.autoenhance_api_key
     upstream, uploads = _upstream_clients(settings, session, metrics, breaker) if key else (None, None)
@@ -221,12 +221,12 @@ def _services(
         event_admission=event_admission,
         receipts=receipts,
         demo_order_id=demo_order_id,
-        preview_admission=Admission(PREVIEWS_WAITING, "pictures are being waited for"),
-        preview_turns=asyncio.Semaphore(PREVIEWS_IN_FLIGHT),
-        live_orders=LiveOrders(_looking(upstream)),
+        thumbnail_admission=Admission(THUMBNAILS_WAITING, "pictures are being waited for"),
+        thumbnail_slots=asyncio.Semaphore(THUMBNAILS_IN_FLIGHT),
+        live_orders=OrderWatcher(_looking(upstream)),
         wait_max_seconds=settings.wait_max_seconds,
         webhook_secret=settings.webhook_secret.get_secret_value() if settings.webhook_secret else None,
-        upload_admission=Admission(settings.max_uploads, "uploads are being taken"),
+        upload_admission=Admission(settings.max_concurrent_uploads, "uploads are being taken"),
         uploads=uploads,
         max_upload_files=settings.max_upload_files,
         max_upload_bytes=settings.max_upload_bytes,
@@ -236,7 +236,7 @@ def _services(
             give_up_after=settings.give_up_after,
         ),
         total_budget=total_budget,
-        connections=ConnectionShare(settings.upstream_connections),
+        connections=DownloadShare(settings.max_concurrent_downloads),
         max_images=settings.max_images_per_order,
         public_url=settings.public_url,
         first_byte_seconds=settings.first_byte_seconds,
@@ -262,7 +262,7 @@ def _sentry_api(settings: Settings, session: ClientSession) -> SentryApi:
 @asynccontextmanager
 async def _loop_lag_watched(metrics: Metrics) -> AsyncIterator[None]:
     watching = asyncio.create_task(
-        watch_loop_lag(metrics.event_loop_lag.observe, clock=asyncio.get_running_loop().time)
+        observe_loop_lag(metrics.event_loop_lag.observe, clock=asyncio.get_running_loop().time)
     )
     try:
         yield
@@ -281,29 +281,29 @@ def _version() -> str:
 def _looking(upstream: UpstreamClient | None) -> Look:
     async def look(order_id: str, seconds: float) -> Order:
         if upstream is None:
-            raise NotConfigured("There is no API key.")
+            raise ApiKeyNotConfigured("There is no API key.")
         return await upstream.find_order(order_id, deadline=asyncio.get_running_loop().time() + seconds)
 
     return look
 
 
 def _upstream_clients(
-    settings: Settings, session: ClientSession, metrics: Metrics, breaker: Breaker
+    settings: Settings, session: ClientSession, metrics: Metrics, breaker: UpstreamHealth
 ) -> tuple[UpstreamClient, UploadClient]:
     key = settings.autoenhance_api_key
     headers = {
         "x-api-key": key.get_secret_value() if key else "",
         "x-api-version": settings.autoenhance_api_version,
     }
-    rules = TargetRules(
+    rules = UrlPolicy(
         api_origin=URL(settings.autoenhance_api_base).origin(),
         allow_private=settings.allow_private_upstream,
         allowed_hosts=settings.upstream_allowed_hosts,
     )
-    transport = Transport(
+    transport = Fetcher(
         session,
         rules,
-        politeness=Politeness(settings.upstream_requests_per_second, clock=asyncio.get_running_loop().time),
+        politeness=RateLimiter(settings.upstream_requests_per_second, clock=asyncio.get_running_loop().time),
         api_headers=headers,
         silence_seconds=settings.image_timeout_seconds,
         metrics=metrics,

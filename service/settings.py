@@ -79,12 +79,12 @@ class Settings(BaseSettings):
     signing_keys: SecretList = Field(
         (), description="Comma-separated keys for links; the first signs, each verifies. Without one, no links."
     )
-    link_max_seconds: int = Field(7 * 24 * 3600, ge=1, description="Longest time for which a link may be made.")
-    session_seconds: int = Field(8 * 3600, ge=1, description="How long somebody who signed in stays so.")
-    sign_in_failures_per_minute: int = Field(
+    max_link_seconds: int = Field(7 * 24 * 3600, ge=1, description="Longest time for which a link may be made.")
+    session_ttl_seconds: int = Field(8 * 3600, ge=1, description="How long somebody who signed in stays so.")
+    auth_failures_per_minute: int = Field(
         10, ge=1, description="Wrong keys from one address within a minute before it gets a 429."
     )
-    proxy_hops: int = Field(
+    trusted_proxy_hops: int = Field(
         0,
         ge=0,
         le=10,
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         60, ge=0, description="After SIGTERM: how long running archives may take to finish before they are broken off."
     )
-    request_head_seconds: float = Field(
+    request_header_timeout_seconds: float = Field(
         10, gt=0, description="Longest a new connection may take to send the head of its first request."
     )
     request_body_timeout_seconds: float = Field(
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     upstream_requests_per_second: float = Field(
         250, gt=0, description="Requests to the API a second, for the whole process; the API allows 300 per address."
     )
-    upstream_connections: int = Field(
+    max_concurrent_downloads: int = Field(
         64, ge=1, description="Images fetched at a time by the whole process, shared evenly; each archive has one."
     )
     image_attempts: int = Field(3, ge=1, le=20, description="Tries for one image before it is reported as failed.")
@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(
         100 * MIB, ge=1, description="Largest photo taken; each waits on disk for its length."
     )
-    max_uploads: int = Field(
+    max_concurrent_uploads: int = Field(
         4, ge=1, description="Uploads at a time; each has one photo on disk. Further ones get a 503."
     )
 
@@ -154,7 +154,7 @@ class Settings(BaseSettings):
         description="What the API sends as Authentication to /webhooks/autoenhance; 16 characters or more. Without it "
         "that is off.",
     )
-    receipts_max: int = Field(1000, ge=1, description="Ended archives whose receipts are remembered.")
+    max_receipts: int = Field(1000, ge=1, description="Ended archives whose receipts are remembered.")
     receipt_ttl_seconds: float = Field(3600, gt=0, description="How long they are remembered.")
 
     allow_private_upstream: bool = Field(

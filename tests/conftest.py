@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr
 
 from service.sandbox import Sandbox
-from service.server import running
+from service.server.run import running
 from service.settings import Settings
 
 # CI machines stall now and then: no property is judged by the clock.

@@ -16,12 +16,12 @@ import pytest
 from service.archive.report import MANIFEST_NAME, REPORT_NAME
 from service.sandbox import Kind
 from tests.archives import jpeg
+from tests.chaos.checks import judge
 from tests.chaos.evidence import Arrived, Asked, Ending, Expected, Finding, Flaw, Outcome, Verdict
 from tests.chaos.run import Plan, run
 from tests.chaos.scenario import Scenario, make_scenario
 from tests.chaos.second_reader import complaint_of, find_unzip
 from tests.chaos.tally import Tally
-from tests.chaos.verdict import judge
 
 FORMATS = ["avif", "jpeg", "jxl", "png", "webp"]
 
@@ -396,11 +396,11 @@ def test_judge_of_transfers_without_an_end(asked: Asked, ending: Ending, flaws: 
 @pytest.mark.parametrize(
     ("asked", "status", "slug", "failures", "flaws"),
     [
-        pytest.param(Asked((POOR,)), 422, "nothing-to-deliver", FAILED_B, set(), id="all failed"),
-        pytest.param(Asked((POOR, GOOD)), 422, "nothing-to-deliver", FAILED_B, {Flaw.LOST}, id="one left out"),
-        pytest.param(Asked((POOR, GOOD), abort=True), 422, "nothing-to-deliver", FAILED_B, set(), id="abort"),
-        pytest.param(Asked((POOR,), abort=True), 422, "nothing-to-deliver", [], {Flaw.GROUNDLESS}, id="none named"),
-        pytest.param(Asked((replace(POOR, grounds=()),)), 422, "nothing-to-deliver", FAILED_B, {Flaw.GROUNDLESS},
+        pytest.param(Asked((POOR,)), 422, "no-images-available", FAILED_B, set(), id="all failed"),
+        pytest.param(Asked((POOR, GOOD)), 422, "no-images-available", FAILED_B, {Flaw.LOST}, id="one left out"),
+        pytest.param(Asked((POOR, GOOD), abort=True), 422, "no-images-available", FAILED_B, set(), id="abort"),
+        pytest.param(Asked((POOR,), abort=True), 422, "no-images-available", [], {Flaw.GROUNDLESS}, id="none named"),
+        pytest.param(Asked((replace(POOR, grounds=()),)), 422, "no-images-available", FAILED_B, {Flaw.GROUNDLESS},
                      id="nothing wrong"),
         pytest.param(Asked((POOR,)), 504, "first-byte-timeout", [], set(), id="late"),
         pytest.param(Asked((POOR, replace(GOOD, seen="[x]"))), 504, "first-byte-timeout", [], {Flaw.GROUNDLESS},

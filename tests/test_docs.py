@@ -24,8 +24,8 @@ from yarl import URL
 from service.archive.plan import PARAMETERS, ArchiveOptions
 from service.archive.report import MANIFEST_NAME, PLAIN_WORDS, Retry
 from service.errors import concrete_errors
-from service.metrics import Metrics
 from service.model import ImageOptions, Reason
+from service.monitoring.metrics import Metrics
 from service.sandbox import DEMO_ORDER_ID, Kind
 from service.settings import Settings, describe_settings
 from tests.archives import download

@@ -12,7 +12,8 @@ from service.archive.report import MANIFEST_NAME, REPORT_NAME
 from service.archive.writer import Layout
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox
 from tests.archives import add_order, entries, failures_in, images_in, images_url, jpeg
-from tests.judges import (
+from tests.test_docs import table
+from tests.unzip_tools import (
     MODE_READERS,
     Judge,
     ModeReader,
@@ -26,7 +27,6 @@ from tests.judges import (
     python_zipfile,
     seven_zip,
 )
-from tests.test_docs import table
 
 # By the names that README gives them.
 JUDGES: dict[str, Judge] = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.metrics import Metrics
 from service.model import ArchiveOutcome, Hop, ResumeMethod
+from service.monitoring.metrics import Metrics
 from tests.test_docs import LOG_METHODS, ROOT, log_events
 
 DOCUMENT = (ROOT / "deploy" / "OBSERVABILITY.md").read_text(encoding="utf-8")

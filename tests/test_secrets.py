@@ -8,7 +8,7 @@ from yarl import URL
 
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
 from tests.archives import add_order, images_url
-from tests.test_process import service_process
+from tests.server.test_process import service_process
 
 SIZE = 300_000
 CALLER, PAYER, OPERATOR = "key-of-one-caller-7", "key-of-one-payer-77", "token-of-the-operator-7"
@@ -104,7 +104,7 @@ async def test_no_secret_in_any_output(
         "image.failed",
         "archive.finished",
         "http.request",
-        "session.refused",
+        "session.rejected",
     ):
         assert event in written, "what is searched must be the log of such a run"
     assert ('"event":' in written) is (log_format == "json")

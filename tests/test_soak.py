@@ -14,8 +14,8 @@ from service.archive.writer import LARGEST_WITHOUT_ZIP64, ArchiveWriter, Layout
 from service.sandbox import Sandbox, SandboxImage
 from tests.archives import images_url
 from tests.conftest import StartService
-from tests.judges import POURERS, Judge, Refused, python_zipfile
 from tests.test_interop import REFUSALS
+from tests.unzip_tools import POURERS, Judge, Refused, python_zipfile
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(280)]
 

@@ -17,7 +17,7 @@ from service.errors import (
     InvalidArchiveId,
     InvalidOrderId,
     InvalidParameter,
-    NothingToDeliver,
+    NoImagesAvailable,
     OrderEmpty,
     OrderNotReady,
     RepeatedParameter,
@@ -154,7 +154,7 @@ def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> A
         OrderNotReady, OrderEmpty: there is no image (yet).
         ImageNotInOrder: ``only`` names an id the order does not have, and it is not to be reported.
         TooManyImages: more than ``max_images`` are asked for.
-        NothingToDeliver: no image can be had, or one cannot and the caller wants all or nothing.
+        NoImagesAvailable: no image can be had, or one cannot and the caller wants all or nothing.
         CreditsExceeded: more images would have to be bought than the caller allows.
     """
     if not order.images:
@@ -174,9 +174,9 @@ def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> A
     awaited = [item for item in selected if item.image.readiness in may_come - {Readiness.READY}]
     missing = [*(unavailable(item) for item in selected if item.image.readiness not in may_come), *gone]
     if not wanted and not awaited:
-        raise NothingToDeliver("No image of the order is ready.", missing)
+        raise NoImagesAvailable("No image of the order is ready.", missing)
     if missing and options.on_error is OnError.ABORT:
-        raise NothingToDeliver("Not every image is ready, and on_error=abort asks for all or nothing.", missing)
+        raise NoImagesAvailable("Not every image is ready, and on_error=abort asks for all or nothing.", missing)
     _check_credits([*wanted, *awaited], options)
     return ArchivePlan(order, options, wanted, missing, awaited)
 

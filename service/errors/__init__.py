@@ -7,7 +7,7 @@ travel as ``__cause__`` and reach the log only.
 ::
 
     ServiceError
-    ├── CallerError                   the request must change
+    ├── ClientError                   the request must change
     │   ├── BadRequest                400
     │   ├── InvalidOrderId            400
     │   ├── InvalidParameter          400
@@ -20,39 +20,39 @@ travel as ``__cause__`` and reach the log only.
     │   ├── ArchiveNotFound           404
     │   ├── ArchiveIdInUse            409
     │   ├── ArchiveNotResumable       412
-    │   ├── KeyRequired               401
-    │   ├── SignInRefused             401
+    │   ├── AuthenticationRequired               401
+    │   ├── InvalidCredentials             401
     │   ├── AdminRequired             401
-    │   ├── AdminDisabled             403
+    │   ├── AdminNotConfigured             403
     │   ├── FullQualityNotAllowed     403
     │   ├── LinkInvalid               403
     │   ├── LinkExpired               403
-    │   ├── TooManyFailures           429
-    │   ├── WebhookRefused            401
-    │   ├── WebhookDisabled           403
-    │   ├── UploadStalled             408
+    │   ├── TooManyAuthFailures           429
+    │   ├── WebhookUnauthorized            401
+    │   ├── WebhooksNotConfigured           403
+    │   ├── RequestBodyTimeout             408
     │   ├── UnsupportedMediaType      415
-    │   ├── NothingUploaded           422
-    │   ├── RouteNotFound             404
+    │   ├── NoFilesUploaded           422
+    │   ├── NotFound             404
     │   ├── MethodNotAllowed          405
     │   ├── OrderNotFound             404
     │   ├── OrderEmpty                404
     │   ├── OrderNotReady             409
     │   └── TooManyImages             413
-    ├── NothingToDeliver              422  every image failed or is not ready
-    ├── PreviewFailed                 502  the page's picture of one image
+    ├── NoImagesAvailable              422  every image failed or is not ready
+    ├── ThumbnailUnavailable                 502  the page's picture of one image
     ├── UpstreamError                 the Autoenhance API must recover
     │   ├── UpstreamFailed            502
-    │   ├── UpstreamUnreadable        502  an answer we cannot read
-    │   ├── UpstreamRefusedKey        502  the service's own key is wrong
+    │   ├── UpstreamInvalidResponse        502  an answer we cannot read
+    │   ├── UpstreamUnauthorized        502  the service's own key is wrong
     │   ├── UpstreamTimeout           504
     │   └── FirstByteTimeout          504  no image in hand in time
     ├── SentryError                   Sentry, or our access to it, must be mended
-    │   ├── SentryRefused             502
+    │   ├── SentryUnauthorized             502
     │   ├── SentryUnavailable         502
-    │   └── SentryUnreadable          502
-    └── OwnError                      the operator must act, or the caller wait
-        ├── NotConfigured             503
+    │   └── SentryInvalidResponse          502
+    └── ServerError                      the operator must act, or the caller wait
+        ├── ApiKeyNotConfigured             503
         ├── LinksNotConfigured        503
         ├── SentryNotConfigured       503
         ├── AtCapacity                503
@@ -60,7 +60,7 @@ travel as ``__cause__`` and reach the log only.
         └── InternalError             500
 
 Not answers to a request, and therefore not in the tree: ``ImageFailed`` (one image could not be had; the
-archive goes on), ``ArchiveBroken`` (the response has begun and must be broken off; ``ClientStalled`` when its client
+archive goes on), ``ArchiveAborted`` (the response has begun and must be broken off; ``ClientStalled`` when its client
 takes nothing, ``ImageMissing`` when its caller wants all or nothing) and ``SettingsError``.
 """
 
@@ -71,82 +71,84 @@ from service.errors.base import (
     failure_list,
     problem,
 )
-from service.errors.caller import (
-    AdminDisabled,
+from service.errors.client import (
+    AdminNotConfigured,
     AdminRequired,
     ArchiveIdInUse,
     ArchiveNotFound,
     ArchiveNotResumable,
+    AuthenticationRequired,
     BadRequest,
-    CallerError,
+    ClientError,
     CreditsExceeded,
     FullQualityNotAllowed,
     ImageNotInOrder,
     InvalidArchiveId,
     InvalidBody,
+    InvalidCredentials,
     InvalidOrderId,
     InvalidParameter,
-    KeyRequired,
     LinkExpired,
     LinkInvalid,
     MethodNotAllowed,
-    NothingUploaded,
+    NoFilesUploaded,
+    NotFound,
     OrderEmpty,
     OrderNotFound,
     OrderNotReady,
     RepeatedParameter,
-    RouteNotFound,
-    SignInRefused,
-    TooManyFailures,
+    RequestBodyTimeout,
+    TooManyAuthFailures,
     TooManyImages,
     UnknownParameter,
     UnsupportedMediaType,
-    UploadStalled,
-    WebhookDisabled,
-    WebhookRefused,
+    WebhooksNotConfigured,
+    WebhookUnauthorized,
 )
-from service.errors.inner import (
-    ArchiveBroken,
+from service.errors.internal import (
+    ArchiveAborted,
     ClientStalled,
     ImageFailed,
     ImageMissing,
     SettingsError,
 )
-from service.errors.own import (
+from service.errors.server import (
+    ApiKeyNotConfigured,
     AtCapacity,
     Draining,
     InternalError,
     LinksNotConfigured,
-    NotConfigured,
-    OwnError,
     SentryNotConfigured,
+    ServerError,
 )
 from service.errors.upstream import (
     FirstByteTimeout,
-    NothingToDeliver,
-    PreviewFailed,
+    NoImagesAvailable,
     SentryError,
-    SentryRefused,
+    SentryInvalidResponse,
+    SentryUnauthorized,
     SentryUnavailable,
-    SentryUnreadable,
+    ThumbnailUnavailable,
     UpstreamError,
     UpstreamFailed,
-    UpstreamRefusedKey,
+    UpstreamInvalidResponse,
     UpstreamTimeout,
-    UpstreamUnreadable,
+    UpstreamUnauthorized,
 )
 
 __all__ = [
     "PROBLEM_BASE",
-    "AdminDisabled",
+    "AdminNotConfigured",
     "AdminRequired",
-    "ArchiveBroken",
+    "ApiKeyNotConfigured",
+    "ArchiveAborted",
     "ArchiveIdInUse",
     "ArchiveNotFound",
     "ArchiveNotResumable",
     "AtCapacity",
+    "AuthenticationRequired",
     "BadRequest",
-    "CallerError",
+    "ClientError",
     "ClientStalled",
     "CreditsExceeded",
     "Draining",
@@ -158,43 +160,41 @@ __all__ = [
     "InternalError",
     "InvalidArchiveId",
     "InvalidBody",
+    "InvalidCredentials",
     "InvalidOrderId",
     "InvalidParameter",
-    "KeyRequired",
     "LinkExpired",
     "LinkInvalid",
     "LinksNotConfigured",
     "MethodNotAllowed",
-    "NotConfigured",
-    "NothingToDeliver",
-    "NothingUploaded",
+    "NoFilesUploaded",
+    "NoImagesAvailable",
+    "NotFound",
     "OrderEmpty",
     "OrderNotFound",
     "OrderNotReady",
-    "OwnError",
-    "PreviewFailed",
     "RepeatedParameter",
-    "RouteNotFound",
+    "RequestBodyTimeout",
     "SentryError",
+    "SentryInvalidResponse",
     "SentryNotConfigured",
-    "SentryRefused",
+    "SentryUnauthorized",
     "SentryUnavailable",
-    "SentryUnreadable",
+    "ServerError",
     "ServiceError",
     "SettingsError",
-    "SignInRefused",
-    "TooManyFailures",
+    "ThumbnailUnavailable",
+    "TooManyAuthFailures",
     "TooManyImages",
     "UnknownParameter",
     "UnsupportedMediaType",
-    "UploadStalled",
     "UpstreamError",
     "UpstreamFailed",
-    "UpstreamRefusedKey",
+    "UpstreamInvalidResponse",
     "UpstreamTimeout",
-    "UpstreamUnreadable",
-    "WebhookDisabled",
-    "WebhookRefused",
+    "UpstreamUnauthorized",
+    "WebhookUnauthorized",
+    "WebhooksNotConfigured",
     "concrete_errors",
     "failure_list",
     "problem",

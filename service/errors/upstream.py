@@ -6,11 +6,11 @@ from service.errors.base import ServiceError, failure_list
 from service.model import Outcome
 
 
-class NothingToDeliver(ServiceError):
+class NoImagesAvailable(ServiceError):
     """Not one image could be had; ``failures`` lists each with its reason."""
 
     status = 422
-    slug = "nothing-to-deliver"
+    slug = "no-images-available"
     title = "None of the images could be delivered"
 
     def __init__(self, detail: str, outcomes: Sequence[Outcome]) -> None:
@@ -29,19 +29,19 @@ class UpstreamFailed(UpstreamError):
     title = "The Autoenhance API failed"
 
 
-class UpstreamUnreadable(UpstreamError):
+class UpstreamInvalidResponse(UpstreamError):
     """The order look-up was answered with something that is not an order."""
 
     status = 502
-    slug = "upstream-unreadable"
+    slug = "upstream-invalid-response"
     title = "The Autoenhance API gave an answer that cannot be read"
 
 
-class UpstreamRefusedKey(UpstreamError):
+class UpstreamUnauthorized(UpstreamError):
     """The Autoenhance API refuses the service's own key: the operator must mend it, not the caller."""
 
     status = 502
-    slug = "upstream-refused-key"
+    slug = "upstream-unauthorized"
     title = "The Autoenhance API refuses this service's key"
 
 
@@ -53,11 +53,11 @@ class UpstreamTimeout(UpstreamError):
     title = "The Autoenhance API did not answer in time"
 
 
-class PreviewFailed(ServiceError):
+class ThumbnailUnavailable(ServiceError):
     """The small picture of one image cannot be had; ``reason`` is one of the reasons for missing images."""
 
     status = 502
-    slug = "preview-failed"
+    slug = "thumbnail-unavailable"
     title = "The picture cannot be had"
 
 
@@ -76,11 +76,11 @@ class SentryError(ServiceError):
     """Sentry did not answer as it should."""
 
 
-class SentryRefused(SentryError):
+class SentryUnauthorized(SentryError):
     """Sentry refuses the service's token: the operator must mend it."""
 
     status = 502
-    slug = "sentry-refused"
+    slug = "sentry-unauthorized"
     title = "Sentry refuses this service's token"
 
 
@@ -92,9 +92,9 @@ class SentryUnavailable(SentryError):
     title = "Sentry did not answer"
 
 
-class SentryUnreadable(SentryError):
+class SentryInvalidResponse(SentryError):
     """Sentry answered with something that is not a list of issues."""
 
     status = 502
-    slug = "sentry-unreadable"
+    slug = "sentry-invalid-response"
     title = "Sentry gave an answer that cannot be read"

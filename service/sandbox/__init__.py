@@ -5,7 +5,7 @@ It imports nothing else of the service, so that it cannot share the service's mi
 """
 
 from service.sandbox.faults import ANY_IMAGE, Fault, FaultPlan, Gate, Kind, Origin
-from service.sandbox.gallery import SandboxUnavailableError
+from service.sandbox.image_bodies import SandboxUnavailableError
 from service.sandbox.orders import (
     DEMO_ORDER_ID,
     EMPTY_ORDER_ID,
@@ -16,7 +16,7 @@ from service.sandbox.orders import (
 )
 from service.sandbox.records import RequestRecord
 from service.sandbox.server import Sandbox
-from service.sandbox.world import SandboxImage, SandboxOrder
+from service.sandbox.state import SandboxImage, SandboxOrder
 
 __all__ = [
     "ANY_IMAGE",

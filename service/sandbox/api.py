@@ -6,15 +6,15 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from service.sandbox.config import Switches
+from service.sandbox.fault_injection import before_headers, next_hop, redirect, redirect_instead, take_fault
 from service.sandbox.faults import FaultPlan
-from service.sandbox.gallery import Gallery
-from service.sandbox.misconduct import before_headers, next_hop, redirect, redirect_instead, take_fault
+from service.sandbox.image_bodies import Gallery
 from service.sandbox.payloads import image_json, invalid, order_json, problem
 from service.sandbox.queries import InvalidQueryError, read_page, read_variant
 from service.sandbox.records import RECORD
-from service.sandbox.switches import Switches
+from service.sandbox.state import OutOfCreditsError, SandboxImage, Target, World
 from service.sandbox.variants import Variant
-from service.sandbox.world import OutOfCreditsError, SandboxImage, Target, World
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

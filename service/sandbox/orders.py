@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from service.sandbox.world import SandboxImage, SandboxOrder
+from service.sandbox.state import SandboxImage, SandboxOrder
 
 DEMO_ORDER_ID = "5a4d0b0c-0000-4000-8000-00000000d0e0"
 PARTIAL_ORDER_ID = "5a4d0b0c-0000-4000-8000-000000009a47"

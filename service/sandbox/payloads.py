@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from service.sandbox.world import SandboxImage, SandboxOrder
+from service.sandbox.state import SandboxImage, SandboxOrder
 
 # Up to this version images also carried the booleans ``enhanced`` and ``error``.
 _LAST_WITH_BOOLEANS = "2024-09-24"

@@ -11,17 +11,17 @@ from aiohttp.typedefs import Handler, Middleware
 
 from service.sandbox.api import Api
 from service.sandbox.bodies import crc32_of, pieces
+from service.sandbox.config import DEFAULT_API_KEY, DEFAULT_RATE_LIMIT, Switches
 from service.sandbox.faults import FaultPlan
-from service.sandbox.gallery import MAX_BODY_BYTES, Gallery
+from service.sandbox.image_bodies import MAX_BODY_BYTES, Gallery
 from service.sandbox.orders import fixed_orders
 from service.sandbox.payloads import problem
+from service.sandbox.raw_response import Sent
 from service.sandbox.records import Limiter, RequestLog, RequestRecord
+from service.sandbox.state import SandboxImage, SandboxOrder, World
 from service.sandbox.storage import Storage, xml_error
-from service.sandbox.switches import DEFAULT_API_KEY, DEFAULT_RATE_LIMIT, Switches
 from service.sandbox.uploads import Uploads
 from service.sandbox.variants import Variant
-from service.sandbox.wire import Sent
-from service.sandbox.world import SandboxImage, SandboxOrder, World
 
 # Loopback only: the sandbox must never be reachable from elsewhere.
 HOST = "127.0.0.1"

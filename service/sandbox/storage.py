@@ -9,9 +9,8 @@ from xml.sax.saxutils import escape
 from aiohttp import web
 
 from service.sandbox.bodies import CHUNK_BYTES, Body, ChangedBody, NoiseBody, pieces
-from service.sandbox.faults import Fault, FaultPlan, Kind
-from service.sandbox.gallery import Gallery
-from service.sandbox.misconduct import (
+from service.sandbox.config import Switches
+from service.sandbox.fault_injection import (
     before_headers,
     ends_reused_connection,
     next_hop,
@@ -20,12 +19,13 @@ from service.sandbox.misconduct import (
     silence,
     take_fault,
 )
+from service.sandbox.faults import Fault, FaultPlan, Kind
+from service.sandbox.image_bodies import Gallery
 from service.sandbox.ranges import Answer, Traits, answer
+from service.sandbox.raw_response import Wire
 from service.sandbox.records import RECORD, RequestRecord
-from service.sandbox.switches import Switches
+from service.sandbox.state import SandboxImage, Target, World
 from service.sandbox.variants import Variant
-from service.sandbox.wire import Wire
-from service.sandbox.world import SandboxImage, Target, World
 
 _EXTRA_BYTES = b"\r\nmore than was promised"
 _SECOND_BODY = b"\xff\xd8\xff\xe0 not requested \xff\xd9"

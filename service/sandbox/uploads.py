@@ -16,13 +16,13 @@ from typing import BinaryIO
 from aiohttp import web
 
 from service.sandbox.api import Api
+from service.sandbox.config import Switches
+from service.sandbox.fault_injection import before_headers, take_fault
 from service.sandbox.faults import FaultPlan
-from service.sandbox.misconduct import before_headers, take_fault
 from service.sandbox.payloads import image_json, invalid, order_json, problem
 from service.sandbox.records import RECORD
+from service.sandbox.state import SandboxImage, SandboxOrder, World
 from service.sandbox.storage import refuse_credentials, xml_error
-from service.sandbox.switches import Switches
-from service.sandbox.world import SandboxImage, SandboxOrder, World
 
 # The documented limit for one file name.
 SAME_NAME_PER_HOUR = 30

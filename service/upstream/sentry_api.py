@@ -11,8 +11,8 @@ import aiohttp
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from yarl import URL
 
-from service.errors import SentryNotConfigured, SentryRefused, SentryUnavailable, SentryUnreadable
-from service.upstream.transport import ConnectionBroke
+from service.errors import SentryInvalidResponse, SentryNotConfigured, SentryUnauthorized, SentryUnavailable
+from service.upstream.http.fetcher import ConnectionBroken
 
 # An operator waits for this; and a list of issues is small.
 ANSWER_SECONDS = 10.0
@@ -62,7 +62,7 @@ class SentryApi:
         """Return the newest unresolved issues, each with id, title, culprit, level, counts, times and address.
 
         Raises:
-            SentryNotConfigured, SentryRefused, SentryUnavailable, SentryUnreadable
+            SentryNotConfigured, SentryUnauthorized, SentryUnavailable, SentryInvalidResponse
         """
         token, organization, project = self._configured()
         url = URL(self._base) / "api/0/projects" / organization / project / "issues/"
@@ -77,13 +77,15 @@ class SentryApi:
                 ) as response,
             ):
                 if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-                    raise SentryRefused("Sentry refuses SENTRY_AUTH_TOKEN, or the token may not read this project.")
+                    raise SentryUnauthorized(
+                        "Sentry refuses SENTRY_AUTH_TOKEN, or the token may not read this project."
+                    )
                 if response.status != HTTPStatus.OK:
                     raise SentryUnavailable(f"Sentry answered {response.status}.")
                 return _read(await _bounded(response))
         except TimeoutError as error:
             raise SentryUnavailable(f"Sentry did not answer within {ANSWER_SECONDS:g} s.") from error
-        except (ConnectionBroke, aiohttp.ClientError, OSError) as error:
+        except (ConnectionBroken, aiohttp.ClientError, OSError) as error:
             raise SentryUnavailable("Sentry cannot be reached.") from error
 
     def _configured(self) -> tuple[str, ...]:
@@ -98,7 +100,7 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
     async for chunk in response.content.iter_any():
         answer += chunk
         if len(answer) > MAX_ANSWER_BYTES:
-            raise SentryUnreadable("Sentry's answer is too large.")
+            raise SentryInvalidResponse("Sentry's answer is too large.")
     return bytes(answer)
 
 
@@ -106,5 +108,5 @@ def _read(answer: bytes) -> list[dict[str, Any]]:
     try:
         issues = _ISSUES.validate_json(answer)
     except ValidationError as error:
-        raise SentryUnreadable("Sentry's answer is not a list of issues.") from error
+        raise SentryInvalidResponse("Sentry's answer is not a list of issues.") from error
     return [issue.model_dump() for issue in issues[:ISSUES_ASKED]]

@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from yarl import URL
 
 from service.model import Failure, Reason
+from service.upstream.http.fetcher import Fetcher
 from service.upstream.payloads import Text
-from service.upstream.rules import AttemptFailed, backoff_seconds, status_failure
-from service.upstream.transport import Transport
+from service.upstream.retry import AttemptFailed, backoff_seconds, status_failure
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +65,7 @@ class Registered:
 class UploadClient:
     """The API as uploads see it. Shared by the whole process; ``attempts`` bounds the tries of each request."""
 
-    def __init__(self, transport: Transport, *, api_base: str, attempts: int) -> None:
+    def __init__(self, transport: Fetcher, *, api_base: str, attempts: int) -> None:
         self._transport = transport
         self._api_base = api_base
         self._attempts = attempts

@@ -11,21 +11,21 @@ import structlog
 from aiohttp import web
 
 from service.errors import (
-    ArchiveBroken,
+    ArchiveAborted,
     BadRequest,
     InternalError,
     InvalidBody,
     MethodNotAllowed,
-    RouteNotFound,
+    NotFound,
     ServiceError,
     UpstreamError,
     problem,
 )
-from service.logs import read_traceparent, request_context
-from service.web.archive_response import ArchiveResponse
-from service.web.connection import SAFETY_HEADERS, SERVER_NAME, ClientConnection
-from service.web.cors import add_cors_headers, answer_preflight, is_preflight
-from service.web.expectation import check_expectation, was_never_asked
+from service.monitoring.logs import read_traceparent, request_context
+from service.web.http.connection import SAFETY_HEADERS, SERVER_NAME, ClientConnection
+from service.web.http.cors import add_cors_headers, is_preflight, preflight_response
+from service.web.http.expect_continue import check_expectation, is_continue_pending
+from service.web.http.streaming_response import StreamingResponse
 from service.web.services import SERVICES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,7 +35,7 @@ REQUEST_ID = web.RequestKey("request_id", str)
 # When the request arrived, by ``time.monotonic``.
 ARRIVED = web.RequestKey("arrived", float)
 # Set by a handler as soon as its response has begun, so that a later failure breaks that response off.
-STREAMING = web.RequestKey("streaming", ArchiveResponse)
+STREAMING = web.RequestKey("streaming", StreamingResponse)
 
 # What is taken over from a caller goes into logs and upstream headers: word characters, and not without end.
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -55,7 +55,7 @@ log = structlog.get_logger(__name__)
 
 
 @web.middleware
-async def trace_request(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def access_log(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request its id, write its line in the log, and count it."""
     if isinstance(request.protocol, ClientConnection):
         request.protocol.head_received()
@@ -68,7 +68,7 @@ async def trace_request(request: web.Request, handler: Handler) -> web.StreamRes
         try:
             response = await handler(request)
             status = response.status
-            if was_never_asked(request) and not response.prepared:
+            if is_continue_pending(request) and not response.prepared:
                 response.force_close()  # and says so, as RFC 9110 section 10.1.1 wants it
         finally:
             # Without a status the client has gone: the handler was cancelled.
@@ -92,7 +92,7 @@ def _note(request: web.Request, status: int | None) -> None:
 
 
 @web.middleware
-async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def render_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every error into a problem document, or break the response off if it has begun.
 
     This is the outermost catch of the service: whatever arrives here that is not ours is a fault of ours.
@@ -100,18 +100,18 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
     try:
         _check_host(request)
         check_expectation(request)
-        return answer_preflight() if is_preflight(request) else await handler(request)
+        return preflight_response() if is_preflight(request) else await handler(request)
     except ServiceError as error:
         return problem_response(request, error)
-    except ArchiveBroken as error:
-        log.warning("archive.broken", detail=str(error))
-        request.app[SERVICES].recent_errors.note("archive.broken", str(error), request[REQUEST_ID])
-        request[STREAMING].break_off(request)
+    except ArchiveAborted as error:
+        log.warning("archive.aborted", detail=str(error))
+        request.app[SERVICES].recent_errors.note("archive.aborted", str(error), request[REQUEST_ID])
+        request[STREAMING].abort(request)
         return request[STREAMING]
     except asyncio.CancelledError:
         # The client has gone, or the service ends: what has begun must not pass for a whole archive.
         if STREAMING in request:
-            request[STREAMING].break_off(request)
+            request[STREAMING].abort(request)
         raise
     except web.HTTPException as error:
         return problem_response(request, _routing_error(request, error))
@@ -124,7 +124,7 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
             "request.failed", f"{type(error).__name__}: {error}", request[REQUEST_ID]
         )
         if STREAMING in request:
-            request[STREAMING].break_off(request)
+            request[STREAMING].abort(request)
             return request[STREAMING]
         return problem_response(request, InternalError("The service failed; its log tells why."))
 
@@ -147,9 +147,9 @@ def problem_response(request: web.Request, error: ServiceError) -> web.Response:
     headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 section 11.6.1 wants one; RFC 6750 section 3 says which
-    log.info("request.refused", problem=error.slug, status=error.status, detail=error.detail)
+    log.info("request.rejected", problem=error.slug, status=error.status, detail=error.detail)
     if isinstance(error, UpstreamError):
-        request.app[SERVICES].recent_errors.note("request.refused", error.detail, request[REQUEST_ID])
+        request.app[SERVICES].recent_errors.note("request.rejected", error.detail, request[REQUEST_ID])
     response = web.json_response(document, status=error.status, headers=headers, content_type=PROBLEM_TYPE)
     if error.status == HTTPStatus.REQUEST_TIMEOUT:
         response.force_close()  # RFC 9110 section 15.5.9: the rest of the body may still come
@@ -175,7 +175,7 @@ def _routing_error(request: web.Request, error: web.HTTPException) -> ServiceErr
         allowed = sorted(error.allowed_methods)
         return MethodNotAllowed(f"{request.method} is not one of {', '.join(allowed)}.", allowed=allowed)
     if isinstance(error, web.HTTPNotFound):
-        return RouteNotFound("There is no such path.")
+        return NotFound("There is no such path.")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return InvalidBody("The body is larger than this path takes.")
     raise error

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from service.errors import NotConfigured
-from service.metrics import Metrics
-from service.pipeline import StreamLimits
-from service.receipts import Receipts
-from service.shares import Budget, ConnectionShare
-from service.upstream.breaker import Breaker
-from service.upstream.client import UpstreamClient
-from service.upstream.live import LiveOrders
+from service.errors import ApiKeyNotConfigured
+from service.monitoring.metrics import Metrics
+from service.monitoring.recent_errors import RecentErrors
+from service.streaming.admission import Admission
+from service.streaming.archive_stream import StreamLimits
+from service.streaming.budgets import DownloadShare, MemoryBudget
+from service.streaming.receipts import Receipts
+from service.upstream.api import UpstreamClient
+from service.upstream.health import UpstreamHealth
+from service.upstream.order_watcher import OrderWatcher
 from service.upstream.sentry_api import SentryApi
 from service.upstream.uploads import UploadClient
-from service.web.admission import Admission
-from service.web.auth import Access
-from service.web.recent_errors import RecentErrors
+from service.web.auth.credentials import Access
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Services:
     """
 
     upstream: UpstreamClient | None
-    breaker: Breaker
+    breaker: UpstreamHealth
     metrics: Metrics
     recent_errors: RecentErrors
     report_fault: Callable[[BaseException], None]
@@ -42,17 +42,17 @@ class Services:
     event_admission: Admission
     receipts: Receipts
     demo_order_id: str | None
-    preview_admission: Admission
-    preview_turns: asyncio.Semaphore
-    live_orders: LiveOrders
+    thumbnail_admission: Admission
+    thumbnail_slots: asyncio.Semaphore
+    live_orders: OrderWatcher
     wait_max_seconds: int
     webhook_secret: str | None
     uploads: UploadClient | None
     max_upload_files: int
     max_upload_bytes: int
     limits: StreamLimits
-    total_budget: Budget
-    connections: ConnectionShare
+    total_budget: MemoryBudget
+    connections: DownloadShare
     max_images: int
     public_url: str | None
     first_byte_seconds: float
@@ -66,10 +66,10 @@ class Services:
         """Return the API's client.
 
         Raises:
-            NotConfigured: there is no key.
+            ApiKeyNotConfigured: there is no key.
         """
         if self.upstream is None:
-            raise NotConfigured("The operator must set AUTOENHANCE_API_KEY; until then no order can be fetched.")
+            raise ApiKeyNotConfigured("The operator must set AUTOENHANCE_API_KEY; until then no order can be fetched.")
         return self.upstream
 
 

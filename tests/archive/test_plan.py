@@ -22,7 +22,7 @@ from service.errors import (
     ImageNotInOrder,
     InvalidOrderId,
     InvalidParameter,
-    NothingToDeliver,
+    NoImagesAvailable,
     OrderEmpty,
     OrderNotReady,
     RepeatedParameter,
@@ -344,7 +344,7 @@ def test_images_that_cannot_be_had() -> None:
 def test_nothing_to_deliver(readiness: Readiness) -> None:
     """Where no image can be had, the answer lists why for each."""
     order = _order(("a", "a.jpg", readiness), ("b", "b.jpg", readiness), busy=True)
-    with pytest.raises(NothingToDeliver) as caught:
+    with pytest.raises(NoImagesAvailable) as caught:
         plan_archive(order, ArchiveOptions(), max_images=100)
 
     assert [failure["image_id"] for failure in caught.value.extensions["failures"]] == ["a", "b"]
@@ -352,7 +352,7 @@ def test_nothing_to_deliver(readiness: Readiness) -> None:
 
 def test_subset_without_a_ready_image() -> None:
     """Only what is asked for counts: ready images outside of the subset deliver nothing."""
-    with pytest.raises(NothingToDeliver) as caught:
+    with pytest.raises(NoImagesAvailable) as caught:
         plan_archive(MIXED, ArchiveOptions(only=("c",)), max_images=100)
 
     assert [failure["reason"] for failure in caught.value.extensions["failures"]] == ["processing_failed"]
@@ -361,7 +361,7 @@ def test_subset_without_a_ready_image() -> None:
 def test_all_or_nothing() -> None:
     """With ``on_error=abort`` an image known to be missing is an honest status before the first byte."""
     abort = ArchiveOptions(on_error=OnError.ABORT)
-    with pytest.raises(NothingToDeliver) as caught:
+    with pytest.raises(NoImagesAvailable) as caught:
         plan_archive(MIXED, abort, max_images=100)
     assert [failure["image_id"] for failure in caught.value.extensions["failures"]] == ["a", "c", "d"]
 

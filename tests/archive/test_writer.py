@@ -23,7 +23,7 @@ from service.archive.writer import (
     Layout,
 )
 from service.model import Entry
-from tests.judges import CENTRAL_DIRECTORY_READERS, STREAM_READERS, Judge, Refused, seven_zip
+from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, STREAM_READERS, Judge, Refused, seven_zip
 
 GOOD = {"Küche.jpg": b"\xff\xd8kitchen" * 500, "日本.png": b"\x89PNG" * 900, "_download_report.txt": b"all well\n"}
 # An image may hold anything, even what looks like ZIP records.

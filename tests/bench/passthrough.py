@@ -10,7 +10,7 @@ import sys
 import aiohttp
 from aiohttp import web
 
-from service.process import keep_heap
+from service.server.runtime import tune_malloc
 
 
 async def main(url: str) -> None:
@@ -38,5 +38,5 @@ async def main(url: str) -> None:
 
 if __name__ == "__main__":
     if "--keep-heap" in sys.argv:
-        keep_heap()
+        tune_malloc()
     asyncio.run(main(sys.argv[1]))

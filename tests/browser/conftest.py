@@ -12,7 +12,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
 from service.sandbox import DEMO_ORDER_ID, Sandbox
-from service.server import running
+from service.server.run import running
 from tests.conftest import StartService, settings_for
 
 # It must not ask its maker for anything, and as root it has no sandbox of its own.

@@ -388,7 +388,7 @@ async def test_a_session_that_is_over(start_service: StartService, open_page: Op
     await page.context.clear_cookies()
     await page.get_by_role("button", name="Download ZIP").click()
     await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
-    await expect(page.locator("[data-problem='key-required']")).to_be_visible()
+    await expect(page.locator("[data-problem='authentication-required']")).to_be_visible()
 
 
 async def test_a_large_order(

@@ -13,7 +13,7 @@ from tests.chaos.run import Plan, run
 @click.option("--seed", type=int, default=None, help="Repeat the run of this seed; random by default.")
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Begin no archive after this time.")
 @click.option("--archives", type=click.IntRange(1), default=1_000_000, help="Make at most so many archives.")
-@click.option("--clients", type=click.IntRange(1), default=6, show_default=True, help="Callers at once.")
+@click.option("--clients", type=click.IntRange(1), default=6, show_default=True, help="ClientAddresses at once.")
 @click.option("--only", type=click.IntRange(1), default=None, help="Make one archive of the run alone, by its number.")
 def main(seed: int | None, seconds: float, archives: int, clients: int, only: int | None) -> None:
     """Download archives while the upstream misbehaves; exit 1 if anything was lost, corrupt or broken."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 from service.sandbox import Sandbox
 from tests.archives import images_url
+from tests.chaos.checks import judge
 from tests.chaos.client import download
+from tests.chaos.environment import Stage
 from tests.chaos.evidence import Arrived, Ending, Finding, Flaw, Outcome, Verdict
 from tests.chaos.scenario import Scenario, make_scenario
 from tests.chaos.second_reader import complaint_of, find_unzip
-from tests.chaos.stage import Stage
 from tests.chaos.tally import Tally, events_of
-from tests.chaos.verdict import judge
-from tests.test_process import RunningService, service_process
+from tests.server.test_process import RunningService, service_process
 
 # Short waits, so that silence costs little; many tries, so that most images arrive; little room, so that it is full.
 SERVICE_SETTINGS = {

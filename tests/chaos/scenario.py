@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from service.sandbox import Fault
-from tests.chaos.mishaps import hop_faults, look_up_faults, outage_faults, storage_faults
+from tests.chaos.faults import hop_faults, look_up_faults, outage_faults, storage_faults
 
 MAX_IMAGES = 40
 # An archive that is all or nothing rarely ends well with more images than this.

@@ -17,8 +17,8 @@ RECOVERIES = {
     ("image.resumed", "replay"): "resumed by replay",
     ("image.rolled_back", ""): "rolled back",
     ("order.retried", ""): "order looked up again",
-    ("upstream.slowed_down", ""): "slowed down after a 429",
-    ("archive.gave_up", ""): "gave an upstream up",
+    ("upstream.throttled", ""): "slowed down after a 429",
+    ("archive.upstream_abandoned", ""): "gave an upstream up",
 }
 
 

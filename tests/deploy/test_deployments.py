@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from service.app import MAX_EVENT_STREAMS
-from service.cli import EXIT_SETTINGS
-from service.receipts import IMAGES_KEPT
+from service.cli.main import EXIT_SETTINGS
 from service.settings import MIB, Settings
+from service.streaming.receipts import IMAGES_KEPT
 from tests.deploy.shipped import DEPLOY, load, require_tool
 
 ROOT = DEPLOY.parent
@@ -324,7 +324,7 @@ def test_memory_limits_leave_room() -> None:
     pod = manifest("deployment.yaml")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
     compose = load(COMPOSE)["services"]["batch-1"]
     (size,) = re.findall(r"size=(\d+)m", compose["tmpfs"][0])
-    uploads = Settings().max_uploads * Settings().max_upload_bytes // MIB
+    uploads = Settings().max_concurrent_uploads * Settings().max_upload_bytes // MIB
     assert uploads <= int(size)
     assert needed <= int(pod.removesuffix("Mi"))
     assert needed <= int(unit_says("MemoryMax")[0].removesuffix("M"))
@@ -339,11 +339,11 @@ def test_scaling_speaks_of_the_defaults() -> None:
     for said in (
         f"`UPSTREAM_REQUESTS_PER_SECOND` = {rate} for one address",
         f"at most {rate // 2} images a second",
-        f"`UPSTREAM_CONNECTIONS` ({Settings().upstream_connections}; at least one)",
+        f"`MAX_CONCURRENT_DOWNLOADS` ({Settings().max_concurrent_downloads}; at least one)",
         f"each watcher of events one (at most {MAX_EVENT_STREAMS})",
         f"receipts (at most {IMAGES_KEPT:,} images)",
         f"`MAX_ARCHIVES` = {Settings().max_archives} needs",
-        f"= {Settings().max_uploads * Settings().max_upload_bytes // MIB} MiB at most",
+        f"= {Settings().max_concurrent_uploads * Settings().max_upload_bytes // MIB} MiB at most",
     ):
         assert said in text, said
 

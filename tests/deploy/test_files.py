@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from service.metrics import ARCHIVE_ROUTE, ARCHIVE_STATUSES, Metrics
+from service.monitoring.metrics import ARCHIVE_ROUTE, ARCHIVE_STATUSES, Metrics
 from tests.deploy.shipped import (
     CONFIG,
     DASHBOARD,

@@ -21,7 +21,7 @@ from service.sandbox.faults import Gate
 from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService
 from tests.deploy.shipped import DEPLOY, require_tool
-from tests.test_process import RunningService, service_process
+from tests.server.test_process import RunningService, service_process
 
 CONFIG = DEPLOY / "nginx" / "nginx.conf"
 MIB = 1024 * 1024
@@ -174,7 +174,7 @@ async def test_errors_keep_their_documents(sandbox: Sandbox, proxied: str, clien
     for order_id, status, slug in (
         ("nonsense", 400, "invalid-order-id"),
         (MERGING_ORDER_ID, 409, "order-not-ready"),
-        (broken, 502, "upstream-unreadable"),
+        (broken, 502, "upstream-invalid-response"),
     ):
         async with client.get(images_url(proxied, order_id)) as response:
             assert (response.status, response.content_type) == (status, "application/problem+json")

@@ -20,7 +20,7 @@ from tests.chaos.scenario import Manners, Scenario, make_scenario
 from tests.chaos.tally import Tally, events_of
 from tests.deploy.observer import Observer, observing
 from tests.deploy.shipped import dashboard_queries, rules, selectors
-from tests.test_process import RunningService, service_process
+from tests.server.test_process import RunningService, service_process
 
 OPERATOR = "token-of-the-operator"
 # The dashboard's marks of restarts: asked for, but there need not be one.
@@ -29,7 +29,7 @@ SELDOM = ("annotation / Starts / 0",)
 QUIET = frozenset(
     {
         "Overview / Breakers open / 0",
-        "Upstream / Breaker / 0",
+        "Upstream / UpstreamHealth / 0",
         "Upstream / Waiting for a turn / 0",  # which the limit of 250 requests a second is far from
         "Clients / Waiting for clients / 0",
         "job:batch_client_blocked:ratio_rate5m",

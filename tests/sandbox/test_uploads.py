@@ -213,7 +213,7 @@ async def test_uploads_go_wrong_as_scripted(sandbox: Sandbox, session: ClientSes
 
 
 async def test_nothing_of_an_upload_stays_on_disk(session: ClientSession) -> None:
-    """Received files are gone when the sandbox is closed."""
+    """PartialImage files are gone when the sandbox is closed."""
     async with Sandbox() as sandbox:
         image = await register(sandbox, session)
         await session.put(image["upload_url"], data=picture(), headers=OCTETS)

@@ -17,9 +17,9 @@ from service.app import create_app
 from service.archive.plan import PARAMETERS
 from service.sandbox import DEMO_ORDER_ID, EMPTY_ORDER_ID, Sandbox
 from service.settings import Settings
-from service.web import receipts
+from service.web.auth.sessions import MAX_SIGN_IN_BYTES
+from service.web.downloads import receipts
 from service.web.openapi.document import OPERATIONS
-from service.web.sessions import MAX_SIGN_IN_BYTES
 from tests.archives import add_order, jpeg
 from tests.conftest import StartService
 
@@ -31,7 +31,7 @@ ROUTES = sorted(
     {(one.method, one.resource.canonical) for one in create_app(Settings()).router.routes() if one.resource is not None}
 )
 # Any request may be answered so; what is listed with an operation comes on top.
-ANYWHERE = {"bad-request", "route-not-found", "method-not-allowed"}
+ANYWHERE = {"bad-request", "not-found", "method-not-allowed"}
 # What HTTP itself says of a condition or a range; these are not about what was asked for.
 OF_HTTP = {304, 412, 416}
 EXAMPLES = 40
@@ -214,8 +214,8 @@ async def fuzzed(
     order.images[0].image_id, sandbox.orders[ORDER] = IMAGE, order
     service = await start_service(
         service_api_keys=(SecretStr(KEY),), admin_token=SecretStr(ADMIN), signing_keys=(SecretStr(SIGNING),),
-        webhook_secret=SecretStr(NOTICE), allowed_origins=("https://app.example.com",), proxy_hops=1,
-        sign_in_failures_per_minute=1_000_000, wait_max_seconds=0, client_stall_seconds=5, image_attempts=1,
+        webhook_secret=SecretStr(NOTICE), allowed_origins=("https://app.example.com",), trusted_proxy_hops=1,
+        auth_failures_per_minute=1_000_000, wait_max_seconds=0, client_stall_seconds=5, image_attempts=1,
     )  # fmt: skip
     port = urlsplit(service).port
     assert port is not None

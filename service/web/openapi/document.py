@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.web.access import LINK, SESSION_COOKIE
+from service.web.auth.guards import LINK, SESSION_COOKIE
 from service.web.openapi import downloads, others
 from service.web.openapi.operation import unwrapped
 from service.web.openapi.problems import PROBLEM_TYPE, problem_examples
@@ -21,7 +21,7 @@ Previews are free and the default; `preview=false` fetches full quality and spen
   bearer token, never in an address. A link stands for a key, for exactly one download.
 - **Problems.** Every error before the first byte is an `application/problem+json` document (RFC 9457) whose `type` the
   service explains. Besides those listed, any request may end in a 500 (`internal-error`), and one that cannot be read
-  in a 400 (`bad-request`). Other paths are a 404 (`route-not-found`), other methods a 405 (`method-not-allowed`).
+  in a 400 (`bad-request`). Other paths are a 404 (`not-found`), other methods a 405 (`method-not-allowed`).
 - **Every response** has `X-Request-ID`, yours if you sent one, and headers that keep browsers safe. Nothing is to be
   cached, unless `Cache-Control` says so.
 - **HEAD** works wherever GET does, but for the events of a download. Pages of other sites need their origin

@@ -4,10 +4,12 @@ from typing import Any
 
 from service.archive.plan import FORMATS
 from service.errors import (
+    ApiKeyNotConfigured,
     ArchiveIdInUse,
     ArchiveNotFound,
     ArchiveNotResumable,
     AtCapacity,
+    AuthenticationRequired,
     CreditsExceeded,
     Draining,
     FirstByteTimeout,
@@ -17,26 +19,25 @@ from service.errors import (
     InvalidBody,
     InvalidOrderId,
     InvalidParameter,
-    KeyRequired,
     LinkExpired,
     LinkInvalid,
     LinksNotConfigured,
-    NotConfigured,
-    NothingToDeliver,
+    NoImagesAvailable,
     OrderEmpty,
     OrderNotFound,
     OrderNotReady,
-    PreviewFailed,
     RepeatedParameter,
-    TooManyFailures,
+    RequestBodyTimeout,
+    ThumbnailUnavailable,
+    TooManyAuthFailures,
     TooManyImages,
     UnknownParameter,
-    UploadStalled,
     UpstreamFailed,
-    UpstreamRefusedKey,
+    UpstreamInvalidResponse,
     UpstreamTimeout,
-    UpstreamUnreadable,
+    UpstreamUnauthorized,
 )
+from service.web.downloads.archive import TRAILERS
 from service.web.openapi.operation import KEY, KEY_OR_LINK, Operation, Success, json_content
 from service.web.openapi.parameters import (
     ARCHIVE_ID,
@@ -49,19 +50,18 @@ from service.web.openapi.parameters import (
     header_parameter,
 )
 from service.web.openapi.schemas import exactly, listed, ref
-from service.web.order_archive import TRAILERS
-from service.web.previews import MAX_WIDTH_PIXELS
+from service.web.orders.thumbnails import MAX_WIDTH_PIXELS
 
 HERE = "http://localhost:8000"
 _ARCHIVE_HEADERS = ("Content-Disposition", "X-Total-Images", "X-Archive-Id", "X-Accel-Buffering")
-_KEY_PROBLEMS = (KeyRequired, TooManyFailures)
+_KEY_PROBLEMS = (AuthenticationRequired, TooManyAuthFailures)
 _PARAMETER_PROBLEMS = (InvalidOrderId, InvalidParameter, UnknownParameter, RepeatedParameter)
 _LOOK_UP_PROBLEMS = (
     OrderNotFound,
     UpstreamFailed,
-    UpstreamUnreadable,
-    UpstreamRefusedKey,
-    NotConfigured,
+    UpstreamInvalidResponse,
+    UpstreamUnauthorized,
+    ApiKeyNotConfigured,
     UpstreamTimeout,
 )
 _HEAD_PROBLEMS = (
@@ -77,7 +77,7 @@ _HEAD_PROBLEMS = (
     OrderEmpty,
     OrderNotReady,
     TooManyImages,
-    NothingToDeliver,
+    NoImagesAvailable,
     AtCapacity,
     Draining,
 )
@@ -229,7 +229,7 @@ OPERATIONS = (
         "```sh\nunzip -p images.zip _manifest.json |\n"
         f"  curl --json @- --output rest.zip {HERE}/orders/{EXAMPLE_ORDER}/images\n```",
         (_ARCHIVE, Success(204, "The manifest lacks nothing.")),
-        (*_DOWNLOAD_PROBLEMS, InvalidBody, UploadStalled),
+        (*_DOWNLOAD_PROBLEMS, InvalidBody, RequestBodyTimeout),
         (ORDER_ID, *download_parameters(without=frozenset({"only"})), LINK_TOKEN, *TRACING),
         _MISSING_BODY,
         security=KEY_OR_LINK,
@@ -244,7 +244,14 @@ OPERATIONS = (
         f'```sh\ncurl --json \'{{"parameters": {{"quality": 80}}}}\' {HERE}/orders/{EXAMPLE_ORDER}/links\n```\n\n'
         "A link to full quality can only be made by who may spend credits.",
         (Success(201, "The link.", json_content(ref("Link"))),),
-        (*_PARAMETER_PROBLEMS, InvalidBody, UploadStalled, *_KEY_PROBLEMS, FullQualityNotAllowed, LinksNotConfigured),
+        (
+            *_PARAMETER_PROBLEMS,
+            InvalidBody,
+            RequestBodyTimeout,
+            *_KEY_PROBLEMS,
+            FullQualityNotAllowed,
+            LinksNotConfigured,
+        ),
         (ORDER_ID,),
         _LINK_BODY,
         security=KEY,
@@ -257,7 +264,7 @@ OPERATIONS = (
         "A small picture of one image",
         f"Free, and at most {MAX_WIDTH_PIXELS} pixels wide. It never spends a credit.",
         (Success(200, "The picture.", {f"image/{one}": {} for one in FORMATS}),),
-        (*_KEY_PROBLEMS, NotConfigured, PreviewFailed, AtCapacity),
+        (*_KEY_PROBLEMS, ApiKeyNotConfigured, ThumbnailUnavailable, AtCapacity),
         (
             {
                 "name": "image_id",

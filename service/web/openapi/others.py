@@ -3,37 +3,37 @@
 from typing import Any
 
 from service.errors import (
-    AdminDisabled,
+    AdminNotConfigured,
     AdminRequired,
+    ApiKeyNotConfigured,
     AtCapacity,
     Draining,
     InvalidBody,
+    InvalidCredentials,
     InvalidParameter,
-    NotConfigured,
-    NothingUploaded,
+    NoFilesUploaded,
+    NotFound,
     RepeatedParameter,
-    RouteNotFound,
+    RequestBodyTimeout,
+    SentryInvalidResponse,
     SentryNotConfigured,
-    SentryRefused,
+    SentryUnauthorized,
     SentryUnavailable,
-    SentryUnreadable,
-    SignInRefused,
-    TooManyFailures,
+    TooManyAuthFailures,
     UnknownParameter,
     UnsupportedMediaType,
-    UploadStalled,
-    WebhookDisabled,
-    WebhookRefused,
+    WebhooksNotConfigured,
+    WebhookUnauthorized,
 )
-from service.web.create_order import CHOICES, MAX_ORDER_NAME_CHARACTERS
 from service.web.openapi.downloads import HERE
 from service.web.openapi.operation import KEY, OPERATOR, WEBHOOK, Operation, Success, json_content
 from service.web.openapi.parameters import TRACING
 from service.web.openapi.schemas import exactly, listed, ref
-from service.web.ops import IGNORE, UPSTREAM
-from service.web.upload_parts import FILES, ORDER_NAME
+from service.web.operations.health import IGNORE, UPSTREAM
+from service.web.uploads.create_order import CHOICES, MAX_ORDER_NAME_CHARACTERS
+from service.web.uploads.form_parts import FILES, ORDER_NAME
 
-_OPERATOR_PROBLEMS = (AdminRequired, AdminDisabled, TooManyFailures)
+_OPERATOR_PROBLEMS = (AdminRequired, AdminNotConfigured, TooManyAuthFailures)
 _ORDER_CREATED = Success(
     201, "The order, with what became of every file.", json_content(ref("NewOrder")), headers=("Location",)
 )
@@ -89,10 +89,10 @@ OPERATIONS = (
         (
             InvalidBody,
             *_OPERATOR_PROBLEMS,
-            UploadStalled,
+            RequestBodyTimeout,
             UnsupportedMediaType,
-            NothingUploaded,
-            NotConfigured,
+            NoFilesUploaded,
+            ApiKeyNotConfigured,
             AtCapacity,
             Draining,
         ),
@@ -109,7 +109,7 @@ OPERATIONS = (
         'To try it out.\n\n```sh\ncurl --request POST --header "X-Admin-Token: $ADMIN_TOKEN" \\\n'
         f"  {HERE}/api/create-sample-order\n```",
         (_ORDER_CREATED,),
-        (*_OPERATOR_PROBLEMS, NothingUploaded, NotConfigured, AtCapacity, Draining),
+        (*_OPERATOR_PROBLEMS, NoFilesUploaded, ApiKeyNotConfigured, AtCapacity, Draining),
         tuple(TRACING),
         security=OPERATOR,
     ),
@@ -121,7 +121,7 @@ OPERATIONS = (
         "Ask what you may do",
         "And what would be needed for more.",
         (Success(200, "What you may do.", json_content(ref("Session"))),),
-        (TooManyFailures,),
+        (TooManyAuthFailures,),
         security=KEY,
     ),
     Operation(
@@ -132,7 +132,7 @@ OPERATIONS = (
         "Sign in with a key, in a browser",
         "Sets a signed cookie that is worth as much as the key and does not hold it.",
         (Success(200, "You are signed in.", json_content(ref("StartedSession")), headers=("Set-Cookie",)),),
-        (InvalidBody, UploadStalled, SignInRefused, TooManyFailures),
+        (InvalidBody, RequestBodyTimeout, InvalidCredentials, TooManyAuthFailures),
         body=_SIGN_IN_BODY,
     ),
     Operation(
@@ -153,7 +153,7 @@ OPERATIONS = (
         "Downloads with `wait` look at their order at once, or 0.25 s after the last look, instead of after some "
         "seconds. The API sends the secret in the header `Authentication`.",
         (Success(204, "Taken."),),
-        (InvalidBody, UploadStalled, WebhookRefused, WebhookDisabled, TooManyFailures),
+        (InvalidBody, RequestBodyTimeout, WebhookUnauthorized, WebhooksNotConfigured, TooManyAuthFailures),
         body={"required": False, "content": json_content({"type": "object"})},
         security=WEBHOOK,
     ),
@@ -217,7 +217,7 @@ OPERATIONS = (
                 {**_PLAIN, "application/openmetrics-text": {"schema": {"type": "string"}}},
             ),
         ),
-        (RouteNotFound,),
+        (NotFound,),
     ),
     Operation(
         "get",
@@ -227,7 +227,7 @@ OPERATIONS = (
         "What the process has done since its start",
         "The operator also sees recent errors.",
         (Success(200, "Counts and limits.", json_content(ref("Statistics"))),),
-        (TooManyFailures,),
+        (TooManyAuthFailures,),
         security=KEY,
     ),
     Operation(
@@ -247,7 +247,7 @@ OPERATIONS = (
         "What Sentry knows of this service",
         "The newest unresolved issues of its project.",
         (Success(200, "The issues.", json_content(exactly({"issues": listed(ref("SentryIssue"))}))),),
-        (*_OPERATOR_PROBLEMS, SentryRefused, SentryUnavailable, SentryUnreadable, SentryNotConfigured),
+        (*_OPERATOR_PROBLEMS, SentryUnauthorized, SentryUnavailable, SentryInvalidResponse, SentryNotConfigured),
         security=OPERATOR,
     ),
     Operation(
@@ -258,7 +258,7 @@ OPERATIONS = (
         "What a type of problem means",
         "The `type` of every problem is such an address.",
         (Success(200, "Its title, status and meaning.", _PLAIN),),
-        (RouteNotFound,),
+        (NotFound,),
         (
             {
                 "name": "slug",

@@ -10,7 +10,7 @@ from service.errors import (
     Draining,
     OrderNotReady,
     ServiceError,
-    TooManyFailures,
+    TooManyAuthFailures,
     concrete_errors,
 )
 from service.model import Reason
@@ -18,7 +18,7 @@ from service.web.openapi.parameters import EXAMPLE_IMAGE, EXAMPLE_ORDER
 
 PROBLEM_TYPE = "application/problem+json"
 # Those that say when to ask again.
-_WITH_RETRY = (AtCapacity, Draining, OrderNotReady, TooManyFailures)
+_WITH_RETRY = (AtCapacity, Draining, OrderNotReady, TooManyAuthFailures)
 
 _FAILED_IMAGE = {
     "image_id": EXAMPLE_IMAGE,
@@ -45,20 +45,20 @@ EXAMPLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "image-not-in-order": ("The order has no image 'x'.", {"parameter": "only", "image_id": "x"}),
     "invalid-body": ("The body is not JSON.", {}),
     "invalid-archive-id": ("The archive id must be a UUID such as 3f2b8c1e-5d4a-4e6f-9a7b-0c1d2e3f4a5b.", {}),
-    "key-required": ("Send one of the service's keys in X-API-Key or as bearer token.", {}),
-    "sign-in-refused": ("This is neither a key of the service nor the operator's token.", {}),
+    "authentication-required": ("Send one of the service's keys in X-API-Key or as bearer token.", {}),
+    "invalid-credentials": ("This is neither a key of the service nor the operator's token.", {}),
     "admin-required": ("This is for the operator: send ADMIN_TOKEN's value in X-Admin-Token or as bearer token.", {}),
-    "admin-disabled": ("The operator must set ADMIN_TOKEN before anybody can do this.", {}),
-    "webhook-refused": ("The header Authentication does not have the secret.", {}),
-    "webhook-disabled": ("The operator must set WEBHOOK_SECRET before notices are taken.", {}),
+    "admin-not-configured": ("The operator must set ADMIN_TOKEN before anybody can do this.", {}),
+    "webhook-unauthorized": ("The header Authentication does not have the secret.", {}),
+    "webhooks-not-configured": ("The operator must set WEBHOOK_SECRET before notices are taken.", {}),
     "full-quality-not-allowed": (
         "preview=false spends credits, and this caller may not; dev_mode=true spends none.",
         {},
     ),
     "link-invalid": ("This link was not made for this order with these parameters.", {}),
     "link-expired": ("The time of this link is over; ask who gave it to you for a new one.", {}),
-    "too-many-failures": ("Too many wrong keys came from this address.", {}),
-    "route-not-found": ("There is no such path.", {}),
+    "too-many-auth-failures": ("Too many wrong keys came from this address.", {}),
+    "not-found": ("There is no such path.", {}),
     "method-not-allowed": ("PUT is not one of GET, HEAD, POST.", {"allowed": ["GET", "HEAD", "POST"]}),
     "credits-exceeded": (
         "14 images would have to be bought, at most 5 may be.",
@@ -76,30 +76,30 @@ EXAMPLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "order-not-found": ("The API knows no such order.", {}),
     "order-empty": ("The order exists, but it has no images.", {}),
     "order-not-ready": ("The order is still being merged or processed; its images are not listed yet.", {}),
-    "upload-stalled": ("Nothing came for 60 s.", {}),
+    "request-body-timeout": ("Nothing came for 60 s.", {}),
     "unsupported-media-type": (
         "Send multipart/form-data, not compressed, with the photos in the field 'files'.",
         {},
     ),
-    "nothing-uploaded": ("Not one file could be uploaded.", {"failures": [_FAILED_FILE], "order_id": None}),
+    "no-files-uploaded": ("Not one file could be uploaded.", {"failures": [_FAILED_FILE], "order_id": None}),
     "too-many-images": (
         "3000 images are asked for, at most 2000 fit one archive; take parts with 'only'.",
         {"images": 3000, "max_images": 2000},
     ),
-    "nothing-to-deliver": ("No image of the order is ready.", {"failures": [_FAILED_IMAGE]}),
+    "no-images-available": ("No image of the order is ready.", {"failures": [_FAILED_IMAGE]}),
     "upstream-failed": ("The Autoenhance API cannot be reached.", {}),
-    "upstream-unreadable": ("The Autoenhance API's answer is not an order.", {}),
-    "upstream-refused-key": ("The Autoenhance API refuses the service's key.", {}),
+    "upstream-invalid-response": ("The Autoenhance API's answer is not an order.", {}),
+    "upstream-unauthorized": ("The Autoenhance API refuses the service's key.", {}),
     "upstream-timeout": ("The Autoenhance API did not answer in time.", {}),
     "first-byte-timeout": ("No image arrived within 50 s.", {"failures": [_FAILED_IMAGE]}),
-    "preview-failed": (
+    "thumbnail-unavailable": (
         "The picture cannot be had: the API answered 404.",
         {"reason": "not_found", "upstream_status": 404},
     ),
-    "sentry-refused": ("Sentry refuses SENTRY_AUTH_TOKEN, or the token may not read this project.", {}),
+    "sentry-unauthorized": ("Sentry refuses SENTRY_AUTH_TOKEN, or the token may not read this project.", {}),
     "sentry-unavailable": ("Sentry cannot be reached.", {}),
-    "sentry-unreadable": ("Sentry's answer is not a list of issues.", {}),
-    "not-configured": ("The operator must set AUTOENHANCE_API_KEY; until then no order can be fetched.", {}),
+    "sentry-invalid-response": ("Sentry's answer is not a list of issues.", {}),
+    "api-key-not-configured": ("The operator must set AUTOENHANCE_API_KEY; until then no order can be fetched.", {}),
     "links-not-configured": ("The operator must set SIGNING_KEYS before links can be made.", {}),
     "sentry-not-configured": ("The operator must set SENTRY_ORG.", {"missing": ["SENTRY_ORG"]}),
     "at-capacity": ("64 archives are being served already.", {}),

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from service.archive.preview import OrderStatus
+from service.archive.summary import OrderStatus
 from service.model import ArchiveOutcome, Readiness, Reason
-from service.receipts import DOWNLOADED, FAILED, PREPARING, STREAMING, WAITING, WRITING
-from service.web.auth import Role
-from service.web.create_order import REFUSALS
+from service.streaming.receipts import DOWNLOADED, FAILED, PREPARING, STREAMING, WAITING, WRITING
+from service.web.auth.credentials import Role
 from service.web.openapi.problems import problem_schema
+from service.web.uploads.create_order import REFUSALS
 
 Schema = Mapping[str, Any]
 
@@ -73,7 +73,7 @@ def component_schemas() -> dict[str, Any]:
         "Readiness": exactly(
             {
                 "status": {"type": "string", "enum": ["ok", "unready"]},
-                "reasons": listed({"type": "string", "enum": ["no_api_key", "draining", "upstream_breaker_open"]}),
+                "reasons": listed({"type": "string", "enum": ["no_api_key", "draining", "upstream_failing"]}),
             }
         ),
         "PageFacts": exactly(
@@ -216,7 +216,7 @@ _STATISTICS = exactly(
         "version": TEXT,
         "uptime_seconds": {"type": "number", "minimum": 0},
         "in_progress": exactly(
-            {"archives": COUNT, "read_ahead_bytes": COUNT, "draining": TRUTH, "upstream_breaker_open": TRUTH}
+            {"archives": COUNT, "read_ahead_bytes": COUNT, "draining": TRUTH, "upstream_failing": TRUTH}
         ),
         "counters": exactly(
             {

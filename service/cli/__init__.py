@@ -1,0 +1,1 @@
+"""The command line: talks to a running service, and starts one."""

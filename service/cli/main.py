@@ -1,0 +1,141 @@
+"""The command line: ``python -m service`` or ``autoenhance-batch``."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+from pydantic import SecretStr
+from yarl import URL
+
+from service.cli.order import order
+from service.cli.service_client import ProblemResponse, Service, TransferBroke
+from service.errors import SettingsError
+from service.monitoring.log_writer import LogWriter
+from service.monitoring.logs import configure_logs, stderr_captured
+from service.server.run import running, serve
+from service.settings import Settings, describe_settings, load_settings
+
+EXIT_SETTINGS = 2
+# Addresses to listen on that nobody can be reached at.
+EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+
+log = structlog.get_logger(__name__)
+
+
+@click.group()
+def main() -> None:
+    """Stream every enhanced image of an Autoenhance.ai order into one ZIP."""
+
+
+main.add_command(order)
+
+
+@main.command("serve")
+@click.option("--host", help="Address to listen on, instead of HOST.")
+@click.option("--port", type=int, help="Port to listen on, instead of PORT; 0 takes a free one.")
+@click.option("--sandbox", is_flag=True, help="Start a stand-in of the API too: made-up orders, no key, no credits.")
+def serve_command(host: str | None, port: int | None, *, sandbox: bool) -> None:
+    """Start the service. It logs to standard output and stops on SIGTERM, on a second one at once."""
+    overrides = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    _run(_serve_sandbox if sandbox else serve, **overrides)
+
+
+@main.command("settings")
+def settings_command() -> None:
+    """Print every setting: the environment variable, its default and its meaning."""
+    for name, default, meaning in describe_settings():
+        click.echo(f"{name}  [{default}]\n    {meaning}")
+
+
+@main.command("health")
+def health_command() -> None:
+    """Ask whether the service lives that runs on this machine with these settings; exit code 1 if not."""
+
+    async def ask(settings: Settings) -> None:
+        host = "127.0.0.1" if settings.host in EVERY_ADDRESS else settings.host
+        async with Service(str(URL.build(scheme="http", host=host, port=settings.port))) as service:
+            click.echo(json.dumps(await service.health()))
+
+    try:
+        _run(ask, log_level="error")
+    except (ProblemResponse, TransferBroke) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command("demo")
+@click.option("--output", default="images.zip", show_default=True, help="Where the ZIP goes.")
+def demo_command(output: str) -> None:
+    """Download a sandbox order through the real service, and check what arrived."""
+    from service.sandbox import DEMO_ORDER_ID  # noqa: PLC0415 - see _sandboxed
+    from service.sandbox.demo import DemoFailed, run_demo  # noqa: PLC0415 - the sandbox and its Pillow are an extra
+
+    async def demo(settings: Settings) -> None:
+        async with (
+            _sandboxed(settings) as (sandbox_settings, sandbox),
+            running(sandbox_settings, demo_order_id=DEMO_ORDER_ID) as url,
+        ):
+            await run_demo(url, sandbox, Path(output))
+
+    try:
+        _run(demo, host="127.0.0.1", port=0, log_format="console", log_level="error")
+    except DemoFailed as error:
+        raise click.ClickException(str(error)) from error
+
+
+async def _serve_sandbox(settings: Settings) -> None:
+    from service.sandbox import DEMO_ORDER_ID  # noqa: PLC0415 - see _sandboxed
+
+    async with _sandboxed(settings) as (sandbox_settings, sandbox):
+        log.info("sandbox.started", api_base=sandbox.api_base, demo_order=DEMO_ORDER_ID)
+        await serve(sandbox_settings, demo_order_id=DEMO_ORDER_ID)
+
+
+@asynccontextmanager
+async def _sandboxed(settings: Settings) -> AsyncIterator[tuple[Settings, Any]]:
+    """Start the sandbox and point the settings at it; a key that is set is not used."""
+    from service.sandbox import Sandbox, SandboxUnavailableError  # noqa: PLC0415 - an extra, and never in production
+
+    sandbox = Sandbox()
+    try:
+        await sandbox.start()
+    except SandboxUnavailableError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        yield (
+            settings.model_copy(
+                update={
+                    "autoenhance_api_base": sandbox.api_base,
+                    "autoenhance_api_key": SecretStr(sandbox.api_key),
+                    "allow_private_upstream": True,
+                }
+            ),
+            sandbox,
+        )
+    finally:
+        await sandbox.close()
+
+
+def _run(start: Callable[[Settings], Coroutine[Any, Any, None]], **overrides: object) -> None:
+    """Read the settings, open the log, and run until the end."""
+    try:
+        settings = load_settings(**overrides)
+    except SettingsError as error:
+        for line in error.problems:
+            click.echo(f"settings: {line}", err=True)
+        sys.exit(EXIT_SETTINGS)
+    with ExitStack() as stack:
+        # Python has no standard output where its descriptor is closed, and a socket may get the number.
+        stdout = sys.stdout or stack.enter_context(Path(os.devnull).open("w"))
+        writer = stack.enter_context(LogWriter(stdout.fileno()))
+        configure_logs(
+            log_format=settings.log_format, level=settings.log_level, secrets=settings.secrets(), stream=writer
+        )
+        stack.enter_context(stderr_captured())
+        asyncio.run(start(settings))

@@ -1,0 +1,1 @@
+"""The process: its listener, its signals, its shutdown."""

@@ -1,0 +1,1 @@
+"""Streams archives: prefetch, budgets, admission and receipts. asyncio, but no HTTP."""

@@ -1,0 +1,1 @@
+"""The HTTP client side: redirects, connections and one HTTP/1.1 exchange. Uses internals of aiohttp."""

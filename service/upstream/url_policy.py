@@ -1,0 +1,123 @@
+"""Where requests may go: redirects, schemes, hosts and addresses. Pure decisions.
+
+The addresses a name resolves to are checked where the connection is made (``transport.PublicResolver``), so
+that what is checked is what is dialled.
+"""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from yarl import URL
+
+# Two hops are normal (API → asset server → S3); a few more leave room for a change on their side.
+MAX_REDIRECTS = 5
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+
+# All public IPv6 addresses so far are in here (RFC 4291 section 2.4). Outside are, besides the private ones, NAT64
+# (RFC 6052) and the deprecated site-local and IPv4-compatible addresses, which Python calls global.
+_PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+# Ranges that some Python versions call global. 6to4 (RFC 3056, with its relays) and Teredo (RFC 4380) embed an IPv4
+# address, which may be a private one; 192.0.0.0/24 is for protocols (RFC 6890), 3fff::/20 for books (RFC 9637).
+_NOT_PUBLIC = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/32", "2002::/16", "3fff::/20"))
+)
+# A host whose last label is a number is an IPv4 address, however oddly it is spelt (WHATWG URL, "ends in a number").
+_ENDS_IN_A_NUMBER = re.compile(r"(.*\.)?([0-9]+|0[xX][0-9a-fA-F]*)\.?")
+
+
+class UrlRejected(Exception):
+    """A request target that the rules forbid; the message is fit for a report."""
+
+
+@dataclass(frozen=True, slots=True)
+class UrlPolicy:
+    """Which targets are allowed besides the API's own origin."""
+
+    api_origin: URL
+    allow_private: bool = False
+    allowed_hosts: Sequence[str] = ()
+
+    def is_api(self, url: URL) -> bool:
+        """Whether the URL belongs to the API's origin (RFC 6454 section 4): only there the API key may go."""
+        return _origin(url) == _origin(self.api_origin)
+
+    def check(self, url: URL) -> URL:
+        """Return the URL.
+
+        Raises:
+            UrlRejected: its scheme, host or literal address is not allowed.
+        """
+        # Asked first: a host that is not encoded makes yarl fail, or means something else where it is resolved.
+        if not (url.raw_host or "").isascii() or url.port == 0:
+            raise UrlRejected("an address with more than one reading is refused")
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise UrlRejected(f"only http and https can be fetched, not {url.scheme or 'a relative address'}")
+        if url.user is not None or url.password is not None:
+            raise UrlRejected("an address with a user name is refused")
+        if url.scheme == "http" and not self.allow_private:
+            raise UrlRejected("an unencrypted address is refused")
+        if self.allowed_hosts and not self.is_api(url) and not _host_matches(url.host, self.allowed_hosts):
+            raise UrlRejected(f"the host {url.host} is not in UPSTREAM_ALLOWED_HOSTS")
+        if not self.allow_private and _literal_is_private(url.host):
+            raise UrlRejected(f"the address {url.host} is not a public one")
+        return url
+
+    def follow(self, current: URL, location: str | None, hops: int) -> URL:
+        """Return the target of a redirect, ``hops`` of which have been followed before.
+
+        Raises:
+            UrlRejected: no target, too many hops, a step from https to http, or a target the rules forbid.
+        """
+        if hops >= MAX_REDIRECTS:
+            raise UrlRejected(f"more than {MAX_REDIRECTS} redirects")
+        if not location:
+            raise UrlRejected("a redirect without a target")
+        target = _join(current, location)
+        if target is None:
+            raise UrlRejected("a redirect to something that is not an address")
+        if current.scheme == "https" and target.scheme == "http":
+            raise UrlRejected("a redirect from https to http")
+        return self.check(target)
+
+
+def is_private(address: str) -> bool:
+    """Whether an IP address is anything but a public unicast one, also when wrapped in an IPv6 transition range."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return True
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        elif ip not in _PUBLIC_IPV6:
+            return True
+    return not ip.is_global or ip.is_multicast or any(ip in network for network in _NOT_PUBLIC)
+
+
+def _origin(url: URL) -> tuple[str, str | None, int | None]:
+    # Not URL.origin(): two of those differ if one names the default port, or was encoded with capital letters.
+    return url.scheme, url.host, url.port
+
+
+def _join(current: URL, location: str) -> URL | None:
+    """Return where a redirect leads, or nothing if it is not an address or has more than one reading."""
+    try:
+        # The target comes percent-encoded and may be signed: it must be sent back as it is.
+        target = current.join(URL(location, encoded=True)).with_fragment(None)
+        # Bad hosts and ports show only when they are asked for.
+        clear = (target.raw_host or "").isascii() and target.port != 0
+    except ValueError:
+        return None
+    return target if clear else None
+
+
+def _literal_is_private(host: str) -> bool:
+    """Names are judged when they are resolved."""
+    return (":" in host or _ENDS_IN_A_NUMBER.fullmatch(host) is not None) and is_private(host)
+
+
+def _host_matches(host: str, patterns: Sequence[str]) -> bool:
+    host = host.lower().rstrip(".")
+    return any(host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern for pattern in patterns)

@@ -1,0 +1,1 @@
+"""Archives of orders, and their receipts and events."""

@@ -1,0 +1,1 @@
+"""Orders before they are downloaded: summary, thumbnails, webhooks."""

@@ -1,0 +1,1 @@
+"""New orders from uploaded photos."""

@@ -1,0 +1,203 @@
+"""The end of the service while archives run: told to stop as operators and their machines tell it."""
+
+import asyncio
+import json
+import shutil
+import signal
+
+import aiohttp
+import pytest
+
+from service.sandbox import DEMO_ORDER_ID, Gate, Sandbox, SandboxOrder
+from tests.archives import add_order, entries, failures_in, images_in, images_url, jpeg
+from tests.server.test_process import RunningService, service_process
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+def archive_in_mid_stream(sandbox: Sandbox) -> tuple[SandboxOrder, Gate]:
+    """Add an order whose first image stops in its middle, until the gate is released."""
+    order = add_order(sandbox, [400_000] * 6)
+    return order, sandbox.faults.pause(order.images[0].image_id, after_bytes=200_000)
+
+
+async def draining(service: RunningService, client: aiohttp.ClientSession) -> list[str]:
+    """Ask for the readiness until it is gone, and return the reasons."""
+    while True:
+        async with client.get(f"{service.url}/health/ready?upstream=ignore") as response:
+            if response.status == 503:
+                reasons: list[str] = (await response.json())["reasons"]
+                return reasons
+
+
+def logged(service: RunningService) -> list[str]:
+    """Return the events of the service's log."""
+    return [json.loads(line)["event"] for line in service.lines]
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+async def test_running_archive_is_finished(
+    number: signal.Signals, sandbox: Sandbox, client: aiohttp.ClientSession
+) -> None:
+    """While draining the service takes no new archive, still answers its operators, and ends what it has begun."""
+    order, gate = archive_in_mid_stream(sandbox)
+    async with service_process(sandbox) as service:
+        async with client.get(images_url(service.url, order.order_id)) as response:
+            received = await response.content.readexactly(100_000)
+            service.process.send_signal(number)
+            assert await draining(service, client) == ["draining"]
+            async with client.get(images_url(service.url, DEMO_ORDER_ID)) as refused:
+                assert refused.status == 503
+                assert int(refused.headers["Retry-After"]) > 0
+                problem = await refused.json(content_type="application/problem+json")
+            assert problem["type"] == "/problems/draining"
+            assert not [one for one in sandbox.requests if one.order_id == DEMO_ORDER_ID]
+            for path in ("/health", "/health/live", "/metrics"):
+                async with client.get(service.url + path) as answer:
+                    assert answer.status == 200
+            gate.release()
+            received += await response.read()
+        assert entries(received) == {f"{n}.jpg": jpeg(400_000, n) for n in range(6)}
+        assert await service.process.wait() == 0
+        await service.reading
+    assert "service.drain_expired" not in logged(service)
+    assert logged(service)[-1] == "service.stopped"
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+async def test_archive_that_takes_too_long_is_broken_off(
+    number: signal.Signals, sandbox: Sandbox, client: aiohttp.ClientSession
+) -> None:
+    """When the time to drain is over the archive is cut, so that nobody takes it for a whole one."""
+    order, _ = archive_in_mid_stream(sandbox)
+    async with service_process(sandbox, DRAIN_SECONDS="0.2") as service:
+        async with client.get(images_url(service.url, order.order_id)) as response:
+            await response.content.readexactly(100_000)
+            service.process.send_signal(number)
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        assert await service.process.wait() == 0
+        await service.reading
+    (finished,) = [json.loads(line) for line in service.lines if '"archive.finished"' in line]
+    assert finished["outcome"] == "aborted"
+    assert logged(service)[-1] == "service.stopped"
+    await sandbox.wait_until(lambda: sandbox.active_requests == 0)
+
+
+@pytest.mark.parametrize("first", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("second", SIGNALS, ids=lambda number: f"then {number.name}")
+async def test_a_second_signal_ends_the_draining(
+    first: signal.Signals, second: signal.Signals, sandbox: Sandbox, client: aiohttp.ClientSession
+) -> None:
+    """Who does not want to wait says so again: what runs is broken off at once, and the exit code is 0 as ever."""
+    order, _ = archive_in_mid_stream(sandbox)
+    async with service_process(sandbox, DRAIN_SECONDS="600") as service:
+        async with client.get(images_url(service.url, order.order_id)) as response:
+            await response.content.readexactly(100_000)
+            service.process.send_signal(first)
+            assert await draining(service, client) == ["draining"]
+            assert service.process.returncode is None
+            async with asyncio.timeout(30):
+                service.process.send_signal(second)
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await response.read()
+                assert await service.process.wait() == 0
+        await service.reading
+    (finished,) = [json.loads(line) for line in service.lines if '"archive.finished"' in line]
+    assert (finished["outcome"], finished["why"]) == ("aborted", "service-stopped")
+    assert "service.drain_expired" not in logged(service)
+    assert [one for one in logged(service) if one in {"service.drain_aborted", "service.stopped"}] == [
+        "service.drain_aborted", "service.stopped",
+    ]  # fmt: skip
+
+
+async def test_broken_off_archive_is_an_error_to_curl(sandbox: Sandbox) -> None:
+    """A script that runs curl sees exit code 18 (partial file)."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    order, _ = archive_in_mid_stream(sandbox)
+    async with service_process(sandbox, DRAIN_SECONDS="0") as service:
+        url = str(images_url(service.url, order.order_id))
+        curl = await asyncio.create_subprocess_exec("curl", "-sSN", url, stdout=asyncio.subprocess.PIPE)
+        assert curl.stdout is not None
+        await curl.stdout.readexactly(100_000)
+        assert await service.stop() == 0
+        await curl.communicate()
+    assert curl.returncode == 18
+
+
+async def test_broken_off_archive_over_http_1_0(sandbox: Sandbox) -> None:
+    """Without chunks a closed connection would be a clean end, so it is reset."""
+    order, _ = archive_in_mid_stream(sandbox)
+    async with service_process(sandbox, DRAIN_SECONDS="0") as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET {images_url(service.url, order.order_id).raw_path} HTTP/1.0\r\n\r\n".encode())
+        await reader.readexactly(100_000)
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        assert await service.process.wait() == 0
+
+
+async def test_client_that_takes_nothing_does_not_keep_the_service(sandbox: Sandbox) -> None:
+    """What lies in the buffers for a client that does not read is given up with its archive."""
+    order = add_order(sandbox, [16 * 1024 * 1024] * 2)
+    async with service_process(sandbox, DRAIN_SECONDS="0") as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(f"GET {images_url(service.url, order.order_id).raw_path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        assert await service.stop() == 0
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+async def test_idle_connection_does_not_delay_the_end(number: signal.Signals, sandbox: Sandbox) -> None:
+    """A kept connection on which nothing is asked is closed, and not waited for."""
+    async with service_process(sandbox) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"}")
+        _, silent = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(30):  # well below the 60 s of draining and the 75 s of an idle connection
+            service.process.send_signal(number)
+            assert await reader.read() == b""
+            assert await service.process.wait() == 0
+        for one in (writer, silent):
+            one.close()
+        await service.reading
+    assert "service.draining" not in logged(service)
+    assert logged(service)[-1] == "service.stopped"
+
+
+async def test_client_that_leaves_ends_the_draining(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """The service stops as soon as the last archive is over, also if its client has left it."""
+    order, _ = archive_in_mid_stream(sandbox)
+    async with service_process(sandbox) as service:
+        response = await client.get(images_url(service.url, order.order_id))
+        await response.content.readexactly(100_000)
+        service.process.send_signal(signal.SIGTERM)
+        await draining(service, client)
+        response.close()
+        async with asyncio.timeout(30):  # half of what draining may take
+            assert await service.process.wait() == 0
+        await service.reading
+    assert "service.drain_expired" not in logged(service)
+
+
+async def test_a_wait_ends_when_the_service_does(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """A download that waits for images ends with what there is, and names the rest: nothing is broken off."""
+    order = add_order(sandbox, [1000, 1000])
+    sandbox.set_status(order.images[1].image_id, "processing")
+    async with service_process(sandbox) as service:
+        async with client.get(images_url(service.url, order.order_id, "?wait=600")) as response:
+            service.process.send_signal(signal.SIGTERM)
+            found = entries(await response.read())
+        assert failures_in(found) == {"1.jpg": "not_ready"}
+        assert images_in(found) == {"0.jpg": jpeg(1000, 0)}
+        assert await service.process.wait() == 0
+        await service.reading
+    assert "service.drain_expired" not in logged(service)

@@ -1,0 +1,202 @@
+"""Receipts: what is remembered of each archive, for how long, and what a watcher is told."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import ArchiveIdInUse, ArchiveNotFound
+from service.model import ArchiveOutcome, Entry, Failure, Image, Outcome, Readiness, Reason
+from service.streaming.receipts import IMAGES_KEPT, Receipt, Receipts
+
+IMAGES = [Image(f"id-{n}", f"{n}.jpg", Readiness.READY) for n in range(3)]
+
+
+class Clock:
+    """The time of day, moved by hand."""
+
+    def __init__(self) -> None:
+        self.moment = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        """Return it."""
+        return self.moment
+
+
+def filed(receipts: Receipts, archive_id: str, images: Sequence[Image] = ()) -> Receipt:
+    """Return the receipt of a new archive."""
+    receipt = receipts.new(archive_id)
+    receipts.file(receipt)
+    receipt.planned(order_id="o", order_name="n", parameters={}, images=list(enumerate(images)), bytes_out=lambda: 7)
+    return receipt
+
+
+def outcome(position: int, *, good: bool) -> Outcome:
+    """Return what became of an image."""
+    if good:
+        return Outcome(position, IMAGES[position % 3], 1, entry=Entry(f"{position}.jpg", 5, 0xAB))
+    return Outcome(position, IMAGES[position % 3], 3, failure=Failure(Reason.TIMEOUT, "too slow"))
+
+
+def test_a_receipt_tells_each_image() -> None:
+    """States, counts and facts follow what happens."""
+    receipts = Receipts(limit=10, ttl_seconds=60)
+    receipt = filed(receipts, "a", IMAGES)
+    receipt.streaming()
+    receipt.image_finished(outcome(0, good=True))
+    receipt.bought()
+    receipt.image_finished(outcome(1, good=False))
+    receipt.writing(2)
+    found = receipts.find("a").snapshot()
+    assert [one["state"] for one in found["images"]] == ["downloaded", "failed", "writing"]
+    assert (found["state"], found["total"], found["downloaded"], found["failed"]) == ("streaming", 3, 1, 1)
+    assert (found["bytes"], found["credits_spent"], found["ended_at"]) == (7, 1, None)
+    assert (found["images"][0]["entry"], found["images"][0]["crc32"]) == ("0.jpg", "000000ab")
+    assert (found["images"][1]["reason"], found["images"][1]["attempts"]) == ("timeout", 3)
+    receipt.end(ArchiveOutcome.CLIENT_GONE, "client-left")
+    found = receipts.find("a").snapshot()
+    assert (found["state"], found["why"], found["images"][2]["state"]) == ("client_gone", "client-left", "waiting")
+    assert found["ended_at"] is not None
+
+
+def test_an_id_is_taken_as_long_as_it_is_remembered() -> None:
+    """Neither a running nor a remembered archive gives its id away."""
+    clock = Clock()
+    receipts = Receipts(limit=10, ttl_seconds=60, now=clock)
+    receipt = filed(receipts, "a")
+    for _ in range(2):
+        with pytest.raises(ArchiveIdInUse):
+            receipts.file(receipts.new("a"))
+        receipt.end(ArchiveOutcome.COMPLETE, None)
+    clock.moment += timedelta(seconds=61)
+    receipts.file(receipts.new("a"))
+
+
+def test_a_repetition_leaves_room_for_others() -> None:
+    """The images of a receipt that was replaced do not count any more."""
+    receipts = Receipts(limit=1000, ttl_seconds=60)
+    filed(receipts, "other").end(ArchiveOutcome.COMPLETE, None)
+    for _ in range(3):
+        filed(receipts, "a", [IMAGES[0]] * (IMAGES_KEPT // 2)).end(ArchiveOutcome.CLIENT_GONE, "client-left")
+    assert len(receipts) == 2
+
+
+@pytest.mark.parametrize("outcome", list(ArchiveOutcome))
+def test_only_what_was_broken_off_can_be_repeated(outcome: ArchiveOutcome) -> None:
+    """Every other end keeps the id."""
+    receipts = Receipts(limit=10, ttl_seconds=60)
+    filed(receipts, "a").end(outcome, None)
+    if outcome in {ArchiveOutcome.ABORTED, ArchiveOutcome.CLIENT_GONE}:
+        again = filed(receipts, "a")
+        assert receipts.find("a") is again
+    else:
+        with pytest.raises(ArchiveIdInUse):
+            receipts.file(receipts.new("a"))
+
+
+def test_who_is_refused_an_id_does_not_end_whose_it_is() -> None:
+    """The end of a request for an id that is in use changes nothing of the archive that runs under it."""
+    clock = Clock()
+    receipts = Receipts(limit=1, ttl_seconds=60, now=clock)
+    running = filed(receipts, "a", IMAGES)
+    refused = receipts.new("a")
+    with pytest.raises(ArchiveIdInUse):
+        receipts.file(refused)
+    refused.end(ArchiveOutcome.REJECTED, "archive-id-in-use")
+    for name in ("b", "c"):
+        filed(receipts, name).end(ArchiveOutcome.COMPLETE, None)
+    assert receipts.find("a") is running
+    clock.moment += timedelta(seconds=61)
+    assert len(receipts) == 1
+
+
+def test_the_oldest_are_forgotten() -> None:
+    """Number, age and images bound what is kept; archives that run are never forgotten."""
+    clock = Clock()
+    receipts = Receipts(limit=2, ttl_seconds=60, now=clock)
+    running = filed(receipts, "running")
+    for name in ("a", "b", "c"):
+        filed(receipts, name).end(ArchiveOutcome.COMPLETE, None)
+    assert len(receipts) == 3
+    with pytest.raises(ArchiveNotFound):
+        receipts.find("a")
+    clock.moment += timedelta(seconds=61)
+    assert len(receipts) == 1
+    assert receipts.find("running") is running
+
+
+def test_images_are_bounded_in_all() -> None:
+    """Few large orders are as much as many small ones."""
+    receipts = Receipts(limit=1000, ttl_seconds=60)
+    for name in ("a", "b", "c"):
+        filed(receipts, name, [IMAGES[0]] * (IMAGES_KEPT // 2)).end(ArchiveOutcome.COMPLETE, None)
+    assert len(receipts) == 2
+
+
+HAPPENINGS = st.one_of(
+    st.tuples(st.just("writing"), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["downloaded", "failed"]), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["appeared", "streaming", "end"]), st.just(0)),
+)
+
+
+def happen(receipt: Receipt, kind: str, position: int) -> None:
+    """Let something happen to an archive."""
+    if kind == "writing":
+        if "writing" not in {one["state"] for one in receipt.snapshot()["images"]}:
+            receipt.writing(position % receipt.image_count)
+    elif kind == "appeared":
+        receipt.appeared([(receipt.image_count, IMAGES[0])])
+    elif kind == "streaming":
+        receipt.streaming()
+    elif kind == "end":
+        receipt.end(ArchiveOutcome.PARTIAL, "timeout")
+    else:
+        receipt.image_finished(outcome(position % receipt.image_count, good=kind == "downloaded"))
+
+
+@given(st.lists(HAPPENINGS, max_size=30), st.lists(HAPPENINGS, max_size=30))
+def test_a_watcher_that_comes_back_misses_nothing(
+    before: list[tuple[str, int]], meanwhile: list[tuple[str, int]]
+) -> None:
+    """Changes since a version, applied to what was so then, are what is so now; each is told once, in their order."""
+    receipt = filed(Receipts(limit=1, ttl_seconds=1), "a", IMAGES)
+    for one in before:
+        happen(receipt, *one)
+    version, then = receipt.version, receipt.snapshot()
+    for one in meanwhile:
+        happen(receipt, *one)
+    changes = receipt.since(version)
+    images = {one["position"]: one for one in then.pop("images")}
+    for change in changes:
+        data = dict(change.data)
+        if change.kind == "image":
+            image = {name: data.pop(name) for name in receipt.snapshot()["images"][0]}
+            images[image["position"]] = image
+        then |= data
+    now = receipt.snapshot()
+    assert [images[position] for position in sorted(images)] == now["images"]
+    assert then == {name: value for name, value in now.items() if name != "images"}
+    versions = [change.version for change in changes]
+    assert versions == sorted(set(versions))
+    assert all(version < one <= receipt.version for one in versions)
+    assert receipt.since(receipt.version) == []
+
+
+async def test_a_watcher_waits_for_what_is_not_there_yet() -> None:
+    """Who watches before the archive begins gets it as soon as it is there, and then what is new."""
+    receipts = Receipts(limit=1, ttl_seconds=60)
+    with pytest.raises(ArchiveNotFound):
+        await receipts.wait_registered("a", 0)
+    early = asyncio.create_task(receipts.wait_registered("a", 60))
+    await asyncio.sleep(0)
+    receipt = filed(receipts, "a", IMAGES)
+    assert await early is receipt
+    watching = asyncio.create_task(receipt.changed(receipt.version))
+    await asyncio.sleep(0)
+    assert not watching.done()
+    receipt.streaming()
+    await watching

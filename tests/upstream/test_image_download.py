@@ -1,0 +1,495 @@
+"""Every step of an image's ladder over real sockets, judged by what the storage was asked and what arrived."""
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from service.archive.writer import ArchiveWriter
+from service.model import Image, ImageOptions, Readiness
+from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Origin, Sandbox, SandboxImage
+from service.upstream.api import UpstreamClient
+from service.upstream.http.fetcher import Fetcher, open_session
+from service.upstream.image_download import DownloadPolicy
+from service.upstream.rate_limiter import RateLimiter
+from service.upstream.retry import FREE_REFUSALS
+from service.upstream.url_policy import UrlPolicy
+from tests.archives import add_order, download, entries, failures_in, images_in, images_url, jpeg, manifest_in
+from tests.conftest import StartService
+from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, Judge
+
+SIZE = 300_000
+CUT = 120_000
+RESET = Fault(Kind.RESET, after_bytes=CUT)
+# Silence is waited for this long, and no longer: what proves nothing else here needs the time.
+QUICK = {"image_timeout_seconds": 0.4}
+
+
+def ranges_asked(sandbox: Sandbox, image: SandboxImage) -> list[str | None]:
+    """Return the Range header of each request that the storage got for an image."""
+    return [record.headers.get("Range") for record in sandbox.requests_for(image.image_id, "storage")]
+
+
+FROM_START = [
+    pytest.param(Fault(Kind.RESET), id="reset before the first byte"),
+    pytest.param(Fault(Kind.SILENCE), id="silence before the first byte"),
+    pytest.param(Fault(Kind.STATUS, status=500), id="500"),
+    pytest.param(Fault(Kind.STATUS, status=502, json_body=False), id="502 not JSON"),
+    pytest.param(Fault(Kind.STATUS, status=503), id="503"),
+    pytest.param(Fault(Kind.STATUS, status=503, retry_after=0), id="503 with Retry-After"),
+    pytest.param(Fault(Kind.STATUS, status=504, json_body=False), id="504"),
+    pytest.param(Fault(Kind.STATUS, status=429), id="429"),
+    pytest.param(Fault(Kind.STATUS, status=408), id="408"),
+    pytest.param(Fault(Kind.EXPIRED_TARGET), id="expired redirect target"),
+    pytest.param(Fault(Kind.HTML), id="HTML with 200"),
+    pytest.param(Fault(Kind.JSON), id="JSON with 200"),
+    pytest.param(Fault(Kind.WRONG_TYPE), id="wrong content type"),
+    pytest.param(Fault(Kind.WRONG_MAGIC), id="wrong magic"),
+]
+
+
+@pytest.mark.parametrize("fault", FROM_START)
+async def test_tried_again_from_the_start(
+    fault: Fault, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Step 1: what fails before any byte is asked for again at the API, never at the old redirect target."""
+    service = await start_service(**QUICK)
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.script(order.images[0].image_id, [fault])
+    found = await download(client, images_url(service, order.order_id, "?manifest=always"))
+    assert found["0.jpg"] == jpeg(SIZE)
+    assert manifest_in(found)["images"][0]["attempts"] == 2
+    assert ranges_asked(sandbox, order.images[0]) == [None, None]
+    assert len(sandbox.requests_for(order.images[0].image_id, "api")) == 2
+    assert sandbox.reused_targets == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "origin"),
+    [
+        pytest.param(Fault(Kind.STATUS, status=429), "api", id="429 of the API"),
+        pytest.param(Fault(Kind.STATUS, status=429, retry_after=1), "api", id="429 of the API with Retry-After"),
+        pytest.param(Fault(Kind.STATUS, status=503, json_body=False), "api", id="503 of the API"),
+        pytest.param(Fault(Kind.STATUS, status=500), "asset", id="500 of the asset server"),
+        pytest.param(Fault(Kind.RESET), "asset", id="reset by the asset server"),
+        pytest.param(Fault(Kind.HTML), "api", id="HTML of the API"),
+        pytest.param(Fault(Kind.REDIRECT_LOOP), "api", id="redirect loop"),
+        pytest.param(Fault(Kind.REDIRECT_MANY), "asset", id="too many redirects"),
+        pytest.param(Fault(Kind.REDIRECT_TO, location="ftp://images.invalid/1"), "asset", id="redirect to ftp"),
+        pytest.param(Fault(Kind.REFUSED), "asset", id="connection refused"),
+    ],
+)
+async def test_tried_again_after_a_hop_failed(
+    fault: Fault,
+    origin: str,
+    sandbox: Sandbox,
+    start_service: StartService,
+    client: aiohttp.ClientSession,
+) -> None:
+    """Step 1 at the hops before the storage: any of them may fail once."""
+    service = await start_service(**QUICK)
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.script(order.images[0].image_id, [fault], origin=origin)  # type: ignore[arg-type]
+    found = await download(client, images_url(service, order.order_id))
+    assert found == {"0.jpg": jpeg(SIZE)}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(RESET, id="reset"),
+        pytest.param(Fault(Kind.CLOSE_EARLY, after_bytes=CUT), id="clean close before the promised length"),
+        pytest.param(Fault(Kind.CHUNKED_UNTERMINATED, after_bytes=CUT), id="chunks without their end"),
+        pytest.param(Fault(Kind.SILENCE, after_bytes=CUT), id="silence"),
+    ],
+)
+async def test_resumed_by_range(
+    fault: Fault, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Step 2: after a break only the rest is asked for, on condition that the image is still the same."""
+    service = await start_service(**QUICK)
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.script(order.images[0].image_id, [fault])
+    found = await download(client, images_url(service, order.order_id))
+    assert found == {"0.jpg": jpeg(SIZE)}
+    first, second = sandbox.requests_for(order.images[0].image_id, "storage")
+    assert "Range" not in first.headers
+    assert second.headers["Range"] == f"bytes={CUT}-"
+    assert second.headers["If-Range"].startswith('"')
+    assert second.status == 206
+    assert sandbox.reused_targets == 0
+
+
+async def test_resumed_again_and_again(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Each break resumes where the one before ended."""
+    service = await start_service(image_attempts=5)
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.script(order.images[0].image_id, [Fault(Kind.RESET, after_bytes=50_000)] * 4)
+    found = await download(client, images_url(service, order.order_id))
+    assert found == {"0.jpg": jpeg(SIZE)}
+    asked = ranges_asked(sandbox, order.images[0])
+    assert asked == [None, *(f"bytes={n}-" for n in (50_000, 100_000, 150_000, 200_000))]
+
+
+async def test_resumed_without_a_known_length(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """An image whose length was never promised is resumed by its ETag."""
+    order = sandbox.add_order([SandboxImage("0.jpg", body=jpeg(SIZE), content_lengths=False)])
+    sandbox.faults.script(order.images[0].image_id, [Fault(Kind.CHUNKED_UNTERMINATED, after_bytes=CUT)])
+    assert await download(client, images_url(service, order.order_id)) == {"0.jpg": jpeg(SIZE)}
+    assert ranges_asked(sandbox, order.images[0]) == [None, f"bytes={CUT}-"]
+
+
+@pytest.mark.parametrize(
+    ("image", "script", "asked"),
+    [
+        pytest.param({"etags": False}, [RESET], [None, None], id="no ETag"),
+        pytest.param({}, [RESET, Fault(Kind.NO_RANGES)], [None, f"bytes={CUT}-"], id="ranges ignored"),
+        pytest.param({"ranges": False}, [RESET], [None, f"bytes={CUT}-"], id="no ranges at all"),
+        pytest.param({}, [RESET, Fault(Kind.WRONG_OFFSET)], [None, f"bytes={CUT}-", None], id="206, wrong offset"),
+        pytest.param({}, [RESET, Fault(Kind.WRONG_TOTAL)], [None, f"bytes={CUT}-", None], id="206, wrong total"),
+        pytest.param({}, [RESET, Fault(Kind.WRONG_ETAG)], [None, f"bytes={CUT}-", None], id="206 of another version"),
+    ],
+)
+async def test_replayed_from_the_start(
+    image: dict[str, bool],
+    script: list[Fault],
+    asked: list[str | None],
+    sandbox: Sandbox,
+    service: str,
+    client: aiohttp.ClientSession,
+) -> None:
+    """Step 3: where ranges are not to be had, the image is fetched anew and what was sent of it is skipped."""
+    order = sandbox.add_order([SandboxImage("0.jpg", body=jpeg(SIZE), **image)])  # type: ignore[arg-type]
+    sandbox.faults.script(order.images[0].image_id, script)
+    async with client.get(images_url(service, order.order_id)) as response:
+        data = await response.read()
+    assert data.count(b"PK\x03\x04") == 1, "the entry was not begun a second time"
+    assert images_in(await download(client, images_url(service, order.order_id))) == {"0.jpg": jpeg(SIZE)}
+    assert ranges_asked(sandbox, order.images[0])[:-1] == asked
+
+
+@pytest.mark.parametrize(
+    ("etags", "script"),
+    [
+        pytest.param(True, [RESET, Fault(Kind.CHANGED)], id="another ETag"),
+        pytest.param(False, [RESET, Fault(Kind.CHANGED_SILENTLY), None], id="other bytes, without an ETag"),
+    ],
+)
+async def test_rolled_back_when_the_content_changed(
+    etags: bool,  # noqa: FBT001
+    script: list[Fault | None],
+    sandbox: Sandbox,
+    service: str,
+    client: aiohttp.ClientSession,
+) -> None:
+    """Step 4: halves of two versions are never joined; the entry begins anew, and only the whole one counts."""
+    order = sandbox.add_order([SandboxImage("0.jpg", body=jpeg(SIZE), etags=etags), SandboxImage("1.jpg", jpeg(500))])
+    sandbox.faults.script(order.images[0].image_id, script)
+    gate = sandbox.faults.pause(order.images[1].image_id, origin="api")
+    async with client.get(images_url(service, order.order_id)) as response:
+        data = await response.content.readexactly(CUT)
+        gate.release()
+        data += await response.read()
+    assert data.count(b"PK\x03\x04") == 3, "two entries, and one that was rolled back"
+    found = entries(data)
+    assert sorted(found) == ["0.jpg", "1.jpg"]
+    assert found["0.jpg"][:CUT] != jpeg(SIZE)[:CUT] or found["0.jpg"] == jpeg(SIZE)
+    assert found["0.jpg"].endswith(b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        pytest.param(Fault(Kind.RESET), "connection_lost", id="reset"),
+        pytest.param(Fault(Kind.SILENCE), "timeout", id="silence"),
+        pytest.param(Fault(Kind.REFUSED), "connection_failed", id="refused"),
+        pytest.param(Fault(Kind.STATUS, status=503), "upstream_error", id="503"),
+        pytest.param(Fault(Kind.EXPIRED_TARGET), "upstream_error", id="expired target"),
+        pytest.param(Fault(Kind.HTML), "not_an_image", id="HTML"),
+        pytest.param(Fault(Kind.WRONG_MAGIC), "not_an_image", id="wrong magic"),
+        pytest.param(Fault(Kind.CHUNKED_UNTERMINATED, after_bytes=0), "truncated", id="no body"),
+        pytest.param(Fault(Kind.REDIRECT_TO, location="http://user@127.0.0.1/"), "redirect_refused", id="redirect"),
+    ],
+)
+async def test_tries_used_up(
+    fault: Fault, reason: str, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Step 5: when every try has failed, the image is reported with its reason and the number of attempts."""
+    service = await start_service(**QUICK)
+    order = add_order(sandbox, [1000, SIZE])
+    hop = "asset" if fault.kind is Kind.REDIRECT_TO else "storage"
+    sandbox.faults.always(order.images[1].image_id, fault, origin=hop)  # type: ignore[arg-type]
+    found = await download(client, images_url(service, order.order_id))
+    assert images_in(found) == {"0.jpg": jpeg(1000)}
+    assert failures_in(found) == {"1.jpg": reason}
+    assert manifest_in(found)["images"][1]["attempts"] == 3
+
+
+async def test_a_rate_limit_is_waited_for(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Several 429s cost an image none of its tries; one that meets nothing else is reported in the end."""
+    service = await start_service(**{**QUICK, "image_attempts": 1})
+    order = add_order(sandbox, [1000, SIZE])
+    refused = Fault(Kind.STATUS, status=429, retry_after=0)
+    sandbox.faults.script(order.images[0].image_id, [refused] * FREE_REFUSALS, origin="storage")
+    sandbox.faults.always(order.images[1].image_id, refused, origin="storage")
+    found = await download(client, images_url(service, order.order_id))
+    assert images_in(found) == {"0.jpg": jpeg(1000)}
+    assert failures_in(found) == {"1.jpg": "rate_limited"}
+    assert [one["attempts"] for one in manifest_in(found)["images"]] == [FREE_REFUSALS + 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(400, "rejected"), (401, "unauthorized"), (402, "no_credits"), (403, "unauthorized"), (404, "not_found"),
+     (410, "not_found"), (422, "rejected")],
+)  # fmt: skip
+async def test_not_tried_again(
+    status: int, reason: str, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An answer of the API that another try cannot change is final at once."""
+    order = add_order(sandbox, [1000, SIZE])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=status), origin="api")
+    found = await download(client, images_url(service, order.order_id))
+    assert failures_in(found) == {"1.jpg": reason}
+    assert manifest_in(found)["images"][1]["upstream_status"] == status
+    assert len(sandbox.requests_for(order.images[1].image_id, "api")) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault(Kind.NO_LENGTH), id="chunked, no length"),
+        pytest.param(Fault(Kind.CLOSE_DELIMITED), id="ended by the connection"),
+        pytest.param(Fault(Kind.NO_ETAG), id="no ETag"),
+        pytest.param(Fault(Kind.WEAK_ETAG), id="weak ETag"),
+        pytest.param(Fault(Kind.DRIP, chunk_bytes=30_000, delay_seconds=0.001), id="drip"),
+        pytest.param(Fault(Kind.LONGER), id="more bytes than promised"),
+        pytest.param(Fault(Kind.SECOND_RESPONSE), id="a second response behind the last chunk"),
+        pytest.param(Fault(Kind.PADDED_HEADERS), id="white space around header values"),
+    ],
+)
+async def test_odd_but_whole(fault: Fault, sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """What is unusual but complete arrives as it is."""
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.always(order.images[0].image_id, fault)
+    assert await download(client, images_url(service, order.order_id)) == {"0.jpg": jpeg(SIZE)}
+
+
+@pytest.mark.parametrize("origin", ["api", "asset", "storage"])
+async def test_reused_connection_that_is_closed_uses_up_no_attempt(
+    origin: Origin, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A request on an idle connection that the server closes is sent once more, and nothing before it is."""
+    service = await start_service(image_attempts=1, images_in_flight=1)
+    order = add_order(sandbox, [1000] * 4)
+    for image in order.images:
+        sandbox.faults.script(image.image_id, [Fault(Kind.CLOSE_REUSED)], origin=origin)
+    found = await download(client, images_url(service, order.order_id, "?manifest=always"))
+    assert images_in(found) == {image.name: sandbox.body(image.image_id) for image in order.images}
+    assert [one["attempts"] for one in manifest_in(found)["images"]] == [1] * 4
+    for hop in ("api", "asset", "storage"):
+        closed = [one for image in order.images for one in sandbox.requests_for(image.image_id, hop) if not one.status]
+        assert bool(closed) == (hop == origin)
+        requests = sum(len(sandbox.requests_for(image.image_id, hop)) for image in order.images)
+        assert requests == 4 + len(closed)
+    assert sandbox.reused_targets == 0
+
+
+async def test_trailers_without_an_end_are_a_failed_attempt(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An image with endless trailers is tried again like any other whose response breaks."""
+    order = add_order(sandbox, [SIZE, SIZE])
+    sandbox.faults.script(order.images[0].image_id, [Fault(Kind.ENDLESS_TRAILERS)])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.ENDLESS_TRAILERS))
+    found = await download(client, images_url(service, order.order_id))
+    assert images_in(found) == {"0.jpg": jpeg(SIZE)}
+    assert list(failures_in(found)) == ["1.jpg"]
+
+
+async def test_body_without_any_framing_must_show_its_own_end(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """Where neither length nor chunks tell the end, a picture without its end marker is not believed."""
+    order = sandbox.add_order([SandboxImage("0.jpg", jpeg(500)), SandboxImage("1.jpg", body=jpeg(SIZE)[:-2])])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.CLOSE_DELIMITED))
+    found = await download(client, images_url(service, order.order_id))
+    assert failures_in(found) == {"1.jpg": "truncated"}
+
+
+FRAMINGS = [
+    pytest.param(None, id="length"),
+    pytest.param(Fault(Kind.NO_LENGTH), id="chunked"),
+    pytest.param(Fault(Kind.CLOSE_DELIMITED), id="ended by the connection"),
+]
+FILM = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom\0\0\x07\xd0mdat" + bytes(1992)
+
+
+def drawn(sandbox: Sandbox, form: str) -> bytes:
+    """Return a real picture of a format."""
+    if form not in sandbox.formats:
+        pytest.skip(f"no {form} encoder is installed")
+    return sandbox.body(sandbox.orders[DEMO_ORDER_ID].images[0].image_id, form)
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "avif"])
+async def test_bytes_behind_the_end(
+    form: str, framing: Fault | None, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An image is complete once its own end was seen, whatever follows, and arrives with all of it."""
+    picture = drawn(sandbox, form)
+    bodies = [picture, *(picture + trailing for trailing in (b"\0\0", bytes(65), bytes(1000), bytes(3_000_000), FILM))]
+    order = sandbox.add_order([SandboxImage("image.jpg", body, content_type="image/jpeg") for body in bodies])
+    for image in order.images:
+        sandbox.faults.always(image.image_id, framing)
+    found = await download(client, images_url(service, order.order_id))
+    assert list(found.values()) == bodies
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "avif"])
+@pytest.mark.parametrize("framing", FRAMINGS)
+async def test_an_image_that_is_stored_cut_off(
+    form: str, framing: Fault | None, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An image without its end is none, even where length or chunks agree with what came."""
+    picture = drawn(sandbox, form)
+    bodies = [jpeg(500), picture[: len(picture) * 6 // 10], picture[:-1]]
+    order = sandbox.add_order([SandboxImage("image.jpg", body, content_type="image/jpeg") for body in bodies])
+    for image in order.images:
+        sandbox.faults.always(image.image_id, framing)
+    found = await download(client, images_url(service, order.order_id))
+    assert [one["reason"] for one in manifest_in(found)["images"]] == [None, "truncated", "truncated"]
+
+
+async def test_cut_behind_the_end_of_a_thumbnail(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """The end marker of a JPEG's thumbnail is not the JPEG's own."""
+    thumbnail = b"Exif\0\0" + jpeg(900)
+    start = b"\xff\xd8\xff\xe1" + (len(thumbnail) + 2).to_bytes(2) + thumbnail
+    bodies = [start, start + jpeg(500)[2:]]
+    order = sandbox.add_order([SandboxImage("image.jpg", body, content_type="image/jpeg") for body in bodies])
+    found = await download(client, images_url(service, order.order_id))
+    assert [one["reason"] for one in manifest_in(found)["images"]] == ["truncated", None]
+
+
+async def test_a_broken_image_with_bytes_behind_its_end(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """What a break interrupts is followed across it, within the image as behind its end."""
+    order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=SIZE, padding_bytes=SIZE) for _ in range(3)])
+    for image, cut in zip(order.images, (CUT, SIZE - 1, SIZE + CUT), strict=True):
+        sandbox.faults.script(image.image_id, [Fault(Kind.RESET, after_bytes=cut)])
+    found = await download(client, images_url(service, order.order_id))
+    assert list(found.values()) == [sandbox.body(image.image_id) for image in order.images]
+
+
+async def test_a_brand_far_behind(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """An AVIF that names other brands first is one, also if its first bytes come one by one."""
+    brands = b"mif1\0\0\0\0" + b"mif1miafMA1Bmsf1" * 8 + b"avif"
+    rest = drawn(sandbox, "avif")
+    body = (len(brands) + 8).to_bytes(4) + b"ftyp" + brands + rest[int.from_bytes(rest[:4]) :]
+    order = sandbox.add_order([SandboxImage("0.jpg", body, content_type="image/avif") for _ in range(2)])
+    sandbox.faults.always(order.images[1].image_id, Fault(Kind.DRIP, chunk_bytes=100, delay_seconds=0))
+    assert await download(client, images_url(service, order.order_id)) == {"0.avif": body, "0_2.avif": body}
+
+
+async def test_retries_of_the_order_look_up(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """A look-up that fails once is made again."""
+    order = add_order(sandbox, [1000])
+    sandbox.faults.order(order.order_id, [Fault(Kind.STATUS, status=503), Fault(Kind.RESET)])
+    assert len(await download(client, images_url(service, order.order_id))) == 1
+
+
+async def test_gives_up_on_an_upstream_that_keeps_failing(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """After so many failures of the upstream in a row the rest is reported, not asked for."""
+    service = await start_service(give_up_after=3, images_in_flight=1, image_attempts=1)
+    order = add_order(sandbox, [1000] * 8)
+    for image in order.images[1:]:
+        sandbox.faults.always(image.image_id, Fault(Kind.STATUS, status=503))
+    found = await download(client, images_url(service, order.order_id))
+    reasons = list(failures_in(found).values())
+    assert reasons.count("upstream_error") + reasons.count("upstream_unavailable") == 7
+    assert reasons[-1] == "upstream_unavailable"
+    assert sandbox.requests_for(order.images[-1].image_id) == []
+
+
+@pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
+async def test_rolled_back_entries_are_invisible(
+    judge: Judge, sandbox: Sandbox, service: str, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Whatever was rolled back in the middle of an archive, every unzip program sees the whole images alone."""
+    order = add_order(sandbox, [SIZE] * 4)
+    sandbox.faults.script(order.images[1].image_id, [RESET, Fault(Kind.CHANGED)])
+    sandbox.faults.always(order.images[2].image_id, Fault(Kind.WRONG_TYPE))
+    sandbox.faults.script(order.images[2].image_id, [RESET])
+    async with client.get(images_url(service, order.order_id)) as response:
+        data = await response.read()
+    path = tmp_path / "images.zip"
+    path.write_bytes(data)
+    found = await asyncio.to_thread(judge, path)
+    assert found == entries(data)
+    assert failures_in(found) == {"2.jpg": "not_an_image"}
+    assert {name: len(body) for name, body in images_in(found).items()} == {
+        "0.jpg": SIZE,
+        "1.jpg": SIZE + 7,  # the changed version, whole
+        "3.jpg": SIZE,
+    }
+
+
+async def test_slow_reader_uses_up_no_tries(sandbox: Sandbox) -> None:
+    """Breaks after the reader held back do not count as tries, as long as each attempt brings the image forward."""
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.script(order.images[0].image_id, [Fault(Kind.RESET, after_bytes=50_000)] * 5)
+    async with open_session(allow_private=True, connect_timeout_seconds=5) as session:
+        transport = Fetcher(
+            session,
+            UrlPolicy(URL(sandbox.api_origin), allow_private=True),
+            politeness=RateLimiter(100, clock=asyncio.get_running_loop().time),
+            api_headers={"x-api-key": sandbox.api_key},
+            silence_seconds=5,
+        )
+        policy = DownloadPolicy(attempts=2, backpressure_seconds=0)
+        upstream = UpstreamClient(transport, api_base=sandbox.api_base, policy=policy)
+        image = Image(order.images[0].image_id, "0.jpg", Readiness.READY)
+        download = upstream.open_image(image, ImageOptions())
+        received = b"".join([event async for event in download.events() if isinstance(event, bytes)])
+    assert received == jpeg(SIZE)
+    assert download.attempts == 6
+
+
+async def test_fault_of_our_own_breaks_the_connection(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the service itself fails in mid-archive, the transfer breaks; it never ends as if it were whole."""
+    order = add_order(sandbox, [1000] * 3)
+
+    def fail(_writer: ArchiveWriter) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(ArchiveWriter, "finish", fail)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await download(client, images_url(service, order.order_id))
+
+
+async def test_malformed_chunk_behind_delivered_data(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A body whose chunked framing breaks while it waits in a full buffer is tried again like any other break."""
+    service = await start_service(image_timeout_seconds=0.6, image_attempts=5, read_ahead_bytes=100_000)
+    small = [SandboxImage(f"{n}.jpg", size_bytes=50_000, content_lengths=False) for n in range(1, 5)]
+    order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=6_000_000), *small])
+    for image in order.images[1:]:
+        sandbox.faults.script(image.image_id, [Fault(Kind.LONGER)])
+    found = await download(client, images_url(service, order.order_id))
+    assert {name: len(data) for name, data in found.items()} == {
+        "0.jpg": 6_000_000,
+        **{f"{n}.jpg": 50_000 for n in range(1, 5)},
+    }

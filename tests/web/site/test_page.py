@@ -1,0 +1,187 @@
+"""``GET /`` and what belongs to it, as a browser asks for it; how it looks and works is judged in ``tests/browser``."""
+
+import asyncio
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+from yarl import URL
+
+from service.archive.plan import PARAMETERS
+from service.errors import concrete_errors
+from service.model import Reason
+from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
+from service.web.orders.thumbnails import MAX_THUMBNAIL_BYTES, MAX_WIDTH_PIXELS, THUMBNAILS_IN_FLIGHT
+from service.web.site.page import STATIC
+from service.web.uploads.create_order import CHOICES
+from tests.archives import add_order, entries, images_url, jpeg
+from tests.conftest import StartService
+
+ROOT = Path(__file__).parents[3]
+
+
+async def test_the_page_runs_nothing_from_outside(service: str, client: aiohttp.ClientSession) -> None:
+    """The page allows its own files only, and holds no script, style or handler of its own."""
+    async with client.get(service) as response:
+        assert response.status == 200
+        assert response.content_type == "text/html"
+        policy = response.headers["Content-Security-Policy"]
+        text = await response.text()
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert not re.search(r"<style|style=|\son[a-z]+=|javascript:|https?://", text)
+    assert re.findall(r"<script[^>]*>([^<]*)</script>", text) == [""]
+
+
+@pytest.mark.parametrize("path", sorted(path.name for path in STATIC.iterdir() if path.is_file()))
+async def test_files_are_asked_for_again(path: str, service: str, client: aiohttp.ClientSession) -> None:
+    """A browser may keep each file, and learns by its tag that it is still the same."""
+    async with client.get(f"{service}/static/{path}") as response:
+        assert (response.status, response.headers["Cache-Control"]) == (200, "no-cache")
+        assert await response.read() == (STATIC / path).read_bytes()
+        tag = response.headers["ETag"]
+    async with client.get(f"{service}/static/{path}", headers={"If-None-Match": tag}) as response:
+        assert response.status == 304
+
+
+@pytest.mark.parametrize("path", ["../app.py", "%2e%2e/page.py", "..%2fpage.py", "/etc/passwd", "", "no.js"])
+async def test_nothing_else_is_served(path: str, service: str, client: aiohttp.ClientSession) -> None:
+    """What is not a file of the page is not found."""
+    url = URL(f"{service}/static/{path}", encoded=True)
+    async with client.get(url) as response:
+        assert response.status in {403, 404}
+        assert response.content_type == "application/problem+json"
+
+
+def test_the_page_knows_every_problem() -> None:
+    """For each problem type the page says what to do."""
+    text = (STATIC / "problems.js").read_text(encoding="utf-8")
+    advice = re.findall(r'^  "?([a-z-]+)"?: "', text, re.MULTILINE)
+    assert sorted(advice) == sorted(error.slug for error in concrete_errors())
+
+
+def test_the_page_has_every_parameter() -> None:
+    """Whatever can be asked of a download can be chosen on the page, or is decided there for the visitor."""
+    names = set(re.findall(r' name="([a-z_]+)"', (STATIC / "index.html").read_text(encoding="utf-8")))
+    decided = {"wait", "only", "max_credits", "archive_id"}
+    assert set(PARAMETERS) - names == decided
+    options = (
+        (STATIC / "options.js").read_text() + (STATIC / "download.js").read_text() + (STATIC / "app.js").read_text()
+    )
+    assert decided <= set(re.findall(r'"([a-z_]+)"', options))
+
+
+def test_the_page_has_every_choice_of_an_enhancement() -> None:
+    """What can be said of new photos is what the service takes, field by field and value by value."""
+    text = (STATIC / "enhancement.js").read_text(encoding="utf-8")
+    fields = dict(re.findall(r'^  ([a-z_]+): \["[^"]+", (.+)\],$', text, re.MULTILINE))
+    found = {
+        name: {"true", "false"} if words == "YES_OR_NO" else set(re.findall(r"(\w+): \"", words))
+        for name, words in fields.items()
+    }
+    assert found == {name: set(values) for name, values in CHOICES.items()}
+
+
+async def test_facts(service: str, start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """The page learns whether there is a key, what bounds an upload, and the words for each reason."""
+    keyless = await start_service(autoenhance_api_key=None, max_upload_files=7)
+    async with client.get(f"{service}/api/page") as response:
+        facts = await response.json()
+    assert (facts["api_key_configured"], facts["demo_order_id"], facts["wait_max_seconds"]) == (True, None, 600)
+    assert set(facts["reasons"]) == {reason.value for reason in Reason}
+    assert facts["reasons"]["not_ready"]["words"] == "It was still being enhanced."
+    async with client.get(f"{keyless}/api/page") as response:
+        facts = await response.json()
+    assert (facts["api_key_configured"], facts["max_upload_files"]) == (False, 7)
+
+
+def preview_url(service: str, image_id: str) -> str:
+    return f"{service}/images/{image_id}/preview"
+
+
+async def test_a_preview(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """A preview is a small free picture that the browser may keep for itself."""
+    image_id = f"{DEMO_ORDER_ID[:9]}d0e0-4001-8000-000000000001"
+    async with client.get(preview_url(service, image_id)) as response:
+        assert (response.status, response.content_type) == (200, "image/jpeg")
+        assert response.headers["Cache-Control"].startswith("private, max-age=")
+        assert await response.read() == sandbox.body(image_id, max_width=MAX_WIDTH_PIXELS)
+    asked = [record.query for record in sandbox.requests_for(image_id, "api")]
+    assert asked == [{"preview": "true", "format": "jpeg", "max_width": str(MAX_WIDTH_PIXELS)}]
+    assert sandbox.credits_spent == 0
+
+
+async def test_previews_need_a_key_too(start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """Who may not download sees no pictures either."""
+    service = await start_service(service_api_keys=(SecretStr("key-of-a-customer-0001"),))
+    async with client.get(preview_url(service, "x")) as response:
+        assert (response.status, (await response.json())["type"]) == (401, "/problems/authentication-required")
+
+
+async def test_a_preview_that_cannot_be_had(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """What is no picture, not ready, or too large is a problem with its reason."""
+    large = sandbox.add_order([SandboxImage("0.jpg", body=jpeg(MAX_THUMBNAIL_BYTES + 1), content_type="image/jpeg")])
+    html = add_order(sandbox, [1000])
+    sandbox.faults.always(html.images[0].image_id, Fault(Kind.STATUS, status=404), origin="api")
+    not_ready = f"{PARTIAL_ORDER_ID[:9]}9a47-4001-8000-000000000002"
+    found = []
+    for image_id in (large.images[0].image_id, html.images[0].image_id, not_ready):
+        async with client.get(preview_url(service, image_id)) as response:
+            problem = await response.json()
+            found.append((response.status, problem["type"], problem["reason"]))
+    assert found == [
+        (502, "/problems/thumbnail-unavailable", reason) for reason in ("rejected", "not_found", "not_found")
+    ]
+
+
+@pytest.mark.parametrize("image_id", ["%2e%2e", "a%2fb", "a.b", "x" * 65, "%00"])
+async def test_what_is_no_image_id(
+    image_id: str, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """Nothing that could lead elsewhere reaches the upstream."""
+    async with client.get(URL(preview_url(service, image_id), encoded=True)) as response:
+        assert response.status == 404
+    assert sandbox.requests == []
+
+
+async def test_previews_are_bounded(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """However many pictures a page asks for, a few are fetched at a time, and all of them come."""
+    order = add_order(sandbox, [20_000] * 20)
+    gates = [sandbox.faults.pause(image.image_id) for image in order.images]
+
+    async def fetch(image_id: str) -> int:
+        async with client.get(preview_url(service, image_id)) as response:
+            return len(await response.read())
+
+    fetching = asyncio.gather(*(fetch(image.image_id) for image in order.images))
+    await sandbox.wait_until(lambda: sandbox.active_requests == THUMBNAILS_IN_FLIGHT)
+    assert len(sandbox.requests) == 3 * THUMBNAILS_IN_FLIGHT
+    for gate in gates:
+        gate.release()
+    assert await fetching == [20_000] * 20
+
+
+async def test_a_form_asks_for_images(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """A list of images too long for an address may come as a form's fields, as a page sends it."""
+    order = add_order(sandbox, [1000, 2000, 3000])
+    fields = [("only", image.image_id) for image in order.images[1:]]
+    async with client.post(images_url(service, order.order_id), data=aiohttp.FormData(fields)) as response:
+        assert response.status == 200
+        assert list(entries(await response.read())) == ["1.jpg", "2.jpg"]
+        # A frame of the page may take it; browsers judge that before they save it.
+        assert response.headers["X-Frame-Options"] == "SAMEORIGIN"
+        assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'self'"
+
+
+def test_the_package_has_the_page(tmp_path: Path) -> None:
+    """Who installs the wheel gets every file of the page."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if "/static/" in name}
+    assert packed == {str(path.relative_to(ROOT)) for path in STATIC.rglob("*") if path.is_file()}

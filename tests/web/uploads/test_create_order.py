@@ -1,0 +1,409 @@
+"""Photos in, an order out: what arrives is enhanced, what cannot be taken is said, and nothing is left behind."""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+
+from service.sandbox import ANY_IMAGE, Fault, Kind, Sandbox
+from service.sandbox.uploads import Uploads
+from service.upstream.image_formats import PHOTO_HEAD_BYTES, is_photo
+from service.web.uploads.form_parts import clean_name
+from tests.archives import download, images_url, jpeg
+from tests.conftest import StartService
+
+ADMIN = "token-of-the-operator"
+AS_ADMIN = {"X-Admin-Token": ADMIN}
+Answer = tuple[int, dict[str, Any]]
+
+
+@pytest.fixture
+async def creating(start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a service with an operator, whose temporary files are in ``tmp_path``."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return await start_service(
+        admin_token=SecretStr(ADMIN), max_upload_files=5, max_upload_bytes=300_000, image_attempts=2
+    )
+
+
+def form(*files: tuple[str, bytes], **fields: str) -> aiohttp.FormData:
+    """Return a form with its fields, then its files."""
+    data = aiohttp.FormData(quote_fields=False, default_to_multipart=True)  # as browsers and curl write them
+    for name, value in fields.items():
+        data.add_field(name, value)
+    for name, content in files:
+        data.add_field("files", content, filename=name, content_type="image/jpeg")
+    return data
+
+
+async def post(
+    client: aiohttp.ClientSession, service: str, data: Any = None, path: str = "create-order", **headers: str
+) -> Answer:
+    """Send something in as the operator."""
+    async with client.post(f"{service}/api/{path}", data=data, headers={**AS_ADMIN, **headers}) as response:
+        return response.status, await response.json()
+
+
+def outcomes(answer: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Return each file's name and the reason why it is not there."""
+    return [(one["file"], one["reason"]) for one in answer.get("images", answer.get("failures", []))]
+
+
+def spooled(folder: Path) -> list[Path]:
+    """Return the temporary files of uploads."""
+    return list(folder.glob("upload-*"))
+
+
+async def test_photos_become_an_order(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """What is sent in byte for byte is put to the storage, and comes back enhanced, under its names."""
+    photos = [("hall.jpg", jpeg(200_000, 1)), ("a b/../küche.jpg", jpeg(90_000, 2)), ("hall.jpg", jpeg(1000, 3))]
+    status, answer = await post(
+        client, creating, form(*photos, name="12 High Street", enhance_type="warm", sky_replacement="true")
+    )
+    assert status == 201
+    assert (answer["name"], answer["uploaded"], answer["failed"]) == ("12 High Street", 3, 0)
+    assert outcomes(answer) == [("hall.jpg", None), ("küche.jpg", None), ("hall.jpg", None)]
+    order = sandbox.orders[answer["order_id"]]
+    assert [image.image_id for image in order.images] == [one["image_id"] for one in answer["images"]]
+    for image, (_, content) in zip(order.images, photos, strict=True):
+        assert image.upload is not None
+        assert image.upload.read_bytes() == content
+        assert image.extra == {"enhance_type": "warm", "sky_replacement": True}
+    puts = [one for one in sandbox.requests if one.origin == "storage"]
+    assert len(puts) == 3
+    assert all("x-api-key" not in {name.lower() for name in one.headers} for one in puts)
+
+
+async def test_samples_are_enhanced_and_downloaded(
+    sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
+) -> None:
+    """The bundled photos make an order that can be downloaded as soon as it is processed."""
+    status, answer = await post(client, creating, path="create-sample-order")
+    assert (status, answer["uploaded"], answer["failed"]) == (201, 3, 0)
+    for image in sandbox.orders[answer["order_id"]].images:
+        image.status = "processed"
+    files = await download(client, images_url(creating, answer["order_id"]))
+    assert sorted(files) == ["garden.jpg", "kitchen.jpg", "living-room.jpg"]
+
+
+async def test_what_cannot_be_taken_is_said(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """Each file that is not a photo of allowed size is listed with its reason; the others are in the order."""
+    files = [
+        ("empty.jpg", b""),
+        ("page.jpg", b"<html>" + b" " * 1000),
+        ("huge.jpg", jpeg(300_001, 1)),
+        ("largest.jpg", jpeg(300_000, 2)),
+        ("good.jpg", jpeg(1000, 3)),
+        ("sixth.jpg", jpeg(1000, 4)),
+    ]
+    status, answer = await post(client, creating, form(*files))
+    assert (status, answer["uploaded"], answer["failed"]) == (201, 2, 4)
+    assert outcomes(answer) == [
+        ("empty.jpg", "empty"),
+        ("page.jpg", "not_a_photo"),
+        ("huge.jpg", "too_large"),
+        ("largest.jpg", None),
+        ("good.jpg", None),
+        ("sixth.jpg", "too_many"),
+    ]
+    assert len(sandbox.orders[answer["order_id"]].images) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+@pytest.mark.parametrize("size", [1000, 100_000], ids=["at the flush", "at a write"])
+async def test_a_full_disk_is_said(
+    size: int, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that finds no room is reported, like one that finds no folder; what was taken before stays and is told."""
+    real = tempfile.NamedTemporaryFile
+    made = []
+
+    def full_at_the_second(**options: Any) -> Any:
+        made.append(options)
+        if len(made) == 3:
+            raise FileNotFoundError("no folder")
+        return real(**options) if len(made) != 2 else Path("/dev/full").open("wb")
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full_at_the_second)
+    files = [(f"{n}.jpg", jpeg(size, n)) for n in range(4)]
+    status, answer = await post(client, creating, form(*files))
+    assert (status, answer["uploaded"], answer["failed"]) == (201, 2, 2)
+    assert outcomes(answer) == [("0.jpg", None), ("1.jpg", "no_room"), ("2.jpg", "no_room"), ("3.jpg", None)]
+    assert len(sandbox.orders[answer["order_id"]].images) == 2
+
+
+async def test_nothing_worth_an_order(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """If no file can be taken, no order is created, and the answer lists why."""
+    before = set(sandbox.orders)
+    status, answer = await post(client, creating, form(("a.jpg", b""), ("b.jpg", b"nonsense")))
+    assert (status, answer["type"]) == (422, "/problems/no-files-uploaded")
+    assert outcomes(answer) == [("a.jpg", "empty"), ("b.jpg", "not_a_photo")]
+    assert set(sandbox.orders) == before
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault(Kind.STATUS, status=500), id="500"),
+        pytest.param(Fault(Kind.RESET), id="reset"),
+        pytest.param(Fault(Kind.STATUS, status=429), id="429"),
+    ],
+)
+async def test_puts_that_break_are_made_again(
+    fault: Fault, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
+) -> None:
+    """A put that fails for the moment is made once more, with the whole file."""
+    sandbox.faults.random(1.0, [fault], origin="upload", max_per_image=1)
+    status, answer = await post(client, creating, form(("a.jpg", jpeg(150_000, 1)), ("b.jpg", jpeg(1000, 2))))
+    assert (status, answer["failed"]) == (201, 0)
+    uploads = [image.upload for image in sandbox.orders[answer["order_id"]].images]
+    assert [upload.read_bytes() for upload in uploads if upload] == [jpeg(150_000, 1), jpeg(1000, 2)]
+    assert sum(sandbox.faults.injected.values()) == 2
+
+
+async def test_puts_that_are_refused(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """What the storage refuses for good is not tried again; the answer names the order that was created for it."""
+    sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=403), origin="upload")
+    status, answer = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
+    assert (status, answer["type"]) == (422, "/problems/no-files-uploaded")
+    assert outcomes(answer) == [("a.jpg", "unauthorized")]
+    assert answer["order_id"] in sandbox.orders
+    assert len([one for one in sandbox.requests if one.origin == "storage"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        pytest.param("https://[::1/a", "upstream_error", id="open bracket"),
+        pytest.param("https://files.example.com:99999/a", "upstream_error", id="port that cannot be"),
+        pytest.param("/a", "upstream_error", id="relative"),
+        pytest.param("https://\u24dbocalhost/a", "redirect_refused", id="host that is not encoded"),
+        pytest.param("ftp://files.example.com/a", "redirect_refused", id="ftp"),
+        pytest.param("https://me@files.example.com/a", "redirect_refused", id="user"),
+        pytest.param("{storage}/a?content-type=a%0d%0aX-Evil:1", "upstream_error", id="header injection"),
+        pytest.param("{storage}/a?content-type=%ff%c3%a4", "upstream_error", id="type that is no text"),
+    ],
+)
+async def test_addresses_that_no_file_is_put_to(
+    address: str, reason: str, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whatever the API says where a file goes, it goes to a clear address, or is reported as not uploaded."""
+    monkeypatch.setattr(Uploads, "_signed_url", lambda *_: address.replace("{storage}", sandbox.storage_origin))
+    status, answer = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
+    assert (status, outcomes(answer)) == (422, [("a.jpg", reason)])
+    assert [one for one in sandbox.requests if one.origin == "storage"] == []
+
+
+async def test_the_same_name_too_often(start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """The API's limit for one file name is reported for the photos that meet it."""
+    service = await start_service(admin_token=SecretStr(ADMIN), image_attempts=1)
+    status, answer = await post(client, service, form(*[("same.jpg", jpeg(1000, n)) for n in range(31)]))
+    assert (status, answer["uploaded"], answer["failed"]) == (201, 30, 1)
+    assert outcomes(answer)[30] == ("same.jpg", "rate_limited")
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status", "slug"),
+    [
+        pytest.param(b"{}", {"Content-Type": "application/json"}, 415, "unsupported-media-type", id="JSON"),
+        pytest.param(form(("a.jpg", b"x")), {"Content-Encoding": "gzip"}, 415, "unsupported-media-type", id="coded"),
+        pytest.param(form(name="x"), {}, 400, "invalid-body", id="no file"),
+        pytest.param(form(("a.jpg", b"x"), colour="red"), {}, 400, "invalid-body", id="unknown field"),
+        pytest.param(form(("a.jpg", b"x"), privacy="maybe"), {}, 400, "invalid-body", id="wrong choice"),
+        pytest.param(form(("a.jpg", b"x"), name="x" * 2000), {}, 400, "invalid-body", id="long field"),
+        pytest.param(
+            b"nonsense", {"Content-Type": "multipart/form-data; boundary=b"}, 400, "invalid-body", id="broken"
+        ),
+        pytest.param(b"", {"Content-Type": "multipart/form-data"}, 400, "invalid-body", id="no boundary"),
+        pytest.param(
+            b'--b\r\nContent-Disposition: form-data; name="' + b"x" * 20_000 + b'"\r\n\r\nx\r\n--b--\r\n',
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            400,
+            "invalid-body",
+            id="long part head",
+        ),
+        pytest.param(
+            b"--b\r\n" + b"A: b\r\n" * 1000 + b"\r\nx\r\n--b--\r\n",
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            400,
+            "invalid-body",
+            id="many part heads",
+        ),
+        pytest.param(
+            b'--b\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\n\xff\r\n--b--\r\n',
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            400,
+            "invalid-body",
+            id="charset that is none",
+        ),
+        pytest.param(
+            b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1),
+            {"Content-Type": "multipart/form-data; boundary=b"},
+            400,
+            "invalid-body",
+            id="cut in a file",
+        ),
+    ],
+)
+async def test_requests_that_are_no_upload(
+    data: Any, headers: dict[str, str], status: int, slug: str, creating: str, client: aiohttp.ClientSession
+) -> None:
+    """What cannot be read as an upload is refused, and the problem says why."""
+    if isinstance(data, aiohttp.FormData):
+        data = data()  # a fresh body: parameters are made once
+    found, answer = await post(client, creating, data, **headers)
+    assert (found, answer["type"]) == (status, f"/problems/{slug}")
+
+
+async def test_a_body_that_ends_early_tells_what_was_taken(
+    sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
+) -> None:
+    """What had been uploaded before the body broke is in the answer, with its order."""
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1) + b"\r\n"
+    field = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nlate\r\n--b--\r\n'
+    status, answer = await post(client, creating, part + field, **{"Content-Type": "multipart/form-data; boundary=b"})
+    assert (status, answer["type"]) == (400, "/problems/invalid-body")
+    assert outcomes(answer) == [("a.jpg", None)]
+    assert answer["order_id"] in sandbox.orders
+
+
+async def test_files_are_not_listed_without_end(
+    creating: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files beyond MAX_UPLOAD_FILES are named, up to a bound; then the form is refused, with what became of them."""
+    monkeypatch.setattr("service.web.uploads.create_order.MAX_FILES_REFUSED", 2)
+    status, answer = await post(client, creating, form(*[(f"{n}.jpg", jpeg(1000, n)) for n in range(9)]))
+    assert (status, answer["type"]) == (400, "/problems/invalid-body")
+    assert [reason for _, reason in outcomes(answer)] == [*[None] * 5, "too_many", "too_many"]
+
+
+async def test_uploads_are_the_operators(creating: str, client: aiohttp.ClientSession, sandbox: Sandbox) -> None:
+    """Without the token nothing is read, and nothing is asked of the upstream."""
+    for path in ("create-order", "create-sample-order"):
+        async with client.post(f"{creating}/api/{path}", data=form(("a.jpg", jpeg(1000, 1)))) as response:
+            assert (response.status, (await response.json())["type"]) == (401, "/problems/admin-required")
+    assert sandbox.requests == []
+
+
+async def test_a_client_that_leaves_takes_everything_with_it(sandbox: Sandbox, creating: str, tmp_path: Path) -> None:
+    """In the middle of a file: its temporary file goes, no request stays open, and the next upload is taken."""
+    started = asyncio.Event()
+
+    async def endless() -> Any:
+        yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1)
+        started.set()
+        await asyncio.Event().wait()
+
+    async with aiohttp.ClientSession() as client:
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        leaving = asyncio.create_task(post(client, creating, endless(), **headers))
+        await started.wait()
+        while not spooled(tmp_path):  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        while spooled(tmp_path):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        status, _ = await post(client, creating, form(("b.jpg", jpeg(1000, 2))))
+    assert status == 201
+    assert sandbox.active_requests == 0
+
+
+async def test_an_upload_that_stalls_is_cut_off(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A client that sends nothing any more gets a 408, which lists the file that did not come whole."""
+    service = await start_service(admin_token=SecretStr(ADMIN), client_stall_seconds=0.2)
+    over = asyncio.Event()
+
+    async def stalling() -> Any:
+        yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1)
+        await over.wait()
+
+    status, answer = await post(client, service, stalling(), **{"Content-Type": "multipart/form-data; boundary=b"})
+    over.set()
+    assert (status, answer["type"]) == (408, "/problems/request-body-timeout")
+    assert outcomes(answer) == [("a.jpg", "incomplete")]
+    assert [one for one in sandbox.requests if one.origin == "storage"] == []
+
+
+async def test_uploads_at_a_time_are_bounded(start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """Beyond MAX_CONCURRENT_UPLOADS a further one gets a 503 at once."""
+    service = await start_service(admin_token=SecretStr(ADMIN), max_concurrent_uploads=1)
+    over, started = asyncio.Event(), asyncio.Event()
+
+    async def waiting() -> Any:
+        yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1)
+        started.set()
+        await over.wait()
+        yield b"\r\n--b--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    first = asyncio.create_task(post(client, service, waiting(), **headers))
+    await started.wait()
+    while True:
+        status, answer = await post(client, service, form(("b.jpg", jpeg(1000, 2))))
+        if status == 503:
+            break
+    assert answer["type"] == "/problems/at-capacity"
+    over.set()
+    status, _ = await first
+    assert status == 201
+
+
+async def test_counted(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """Uploads are in the metrics by outcome and reason."""
+    del sandbox
+    await post(client, creating, form(("a.jpg", jpeg(1000, 1)), ("b.jpg", b"")))
+    async with client.get(f"{creating}/metrics") as response:
+        text = await response.text()
+    assert 'batch_uploads_total{outcome="uploaded",reason=""} 1.0' in text
+    assert 'batch_uploads_total{outcome="failed",reason="empty"} 1.0' in text
+    assert "batch_upload_bytes_total 1000.0" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("a.jpg", "a.jpg"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\photos\\a.jpg", "a.jpg"),
+        ("a\r\nb\x00.jpg", "a  b.jpg"),
+        ("", "photo"),
+        ("/", "photo"),
+        ("x" * 500 + ".jpg", "x" * 196 + ".jpg"),
+    ],
+)
+def test_names(name: str, cleaned: str) -> None:
+    """Of an uploader's name the base is kept, on one line, with its extension."""
+    assert clean_name(name) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("head", "taken"),
+    [
+        (b"\xff\xd8\xff\xe1", True),
+        (b"\x89PNG\r\n\x1a\n", True),
+        (b"RIFF\x00\x00\x00\x00WEBP", True),
+        (b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00", True),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", True),
+        (b"\x00\x00\x00\x18ftypcrx \x00\x00\x00\x01", True),
+        (b"II*\x00\x08\x00\x00\x00", True),
+        (b"MM\x00*\x00\x00\x00\x08", True),
+        (b"FUJIFILMCCD-RAW 0201", True),
+        (b"\xff\x0a", False),
+        (b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00", False),
+        (b"%PDF-1.7", False),
+        (b"PK\x03\x04", False),
+        (b"GIF89a", False),
+        (b"", False),
+    ],
+)
+def test_photos_are_known_by_their_first_bytes(head: bytes, taken: bool) -> None:  # noqa: FBT001
+    """The formats that the API enhances are taken, others are not."""
+    assert is_photo(head.ljust(PHOTO_HEAD_BYTES, b"\0") if head else b"") is taken
