@@ -65,7 +65,7 @@ BORDERS = {
         "service/server/run.py",
         "service/cli/service_client.py",
     ),
-    "zipstream": ("service/archive/writer.py",),
+    "zipstream": ("service/archive/zipstream_adapter.py",),
     "httptools": ("service/upstream/http/http1.py",),
     "PIL": ("service/sandbox/",),
     "pydantic_settings": ("service/settings.py",),

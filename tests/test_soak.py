@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from service.archive.writer import LARGEST_WITHOUT_ZIP64, ArchiveWriter, Layout
+from service.archive.writer import ArchiveWriter, Layout
+from service.archive.zipstream_adapter import LARGEST_WITHOUT_ZIP64
 from service.sandbox import Sandbox, SandboxImage
 from tests.archives import images_url
 from tests.conftest import StartService
