@@ -1,6 +1,6 @@
-"""From query and order to the plan of an archive: what is asked for, under which names, and what cannot be had.
+"""Archive plan: which images of an order to download, their entry names, and which are known to be missing.
 
-The rule of this folder: no I/O, no async.
+Pure functions of the order and the client's options.
 """
 
 import re
@@ -35,9 +35,9 @@ MAX_WIDTH_PIXELS = 65_535
 MAX_CREDITS = 1_000_000
 # Longer is never meant; WAIT_MAX_SECONDS bounds it further.
 MAX_WAIT_SECONDS = 86_400
-# Of an image that cannot be asked for, because the order does not list it any more.
-TAKEN_OUT = Failure(Reason.NOT_FOUND, "The image was taken out of the order.")
-# How long a client should wait before it asks again for an order that is still being merged or processed.
+# The failure of an image that the order no longer lists.
+IMAGE_REMOVED = Failure(Reason.NOT_FOUND, "The image was removed from the order.")
+# The Retry-After of an order that is still being merged or processed.
 NOT_READY_RETRY_SECONDS = 10
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -78,7 +78,7 @@ class ArchiveOptions:
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """An image that will be asked for, and the stem of its entry's name: fixed by its position in the order."""
+    """An image to download and its entry name without extension, both fixed by its position in the order."""
 
     position: int
     image: Image
@@ -87,21 +87,22 @@ class PlannedImage:
 
 @dataclass(frozen=True, slots=True)
 class ArchivePlan:
-    """What one archive will hold: images to ask for, and the outcomes of those that are known not to be there.
+    """The images of one archive, each in exactly one of three groups.
 
-    ``awaited`` are images that are not ready, and may become so while the caller waits.
+    ``ready`` images can be downloaded. ``pending`` images may become ready while the client waits. ``failures`` are the
+    outcomes of images that are known to be missing.
     """
 
     order: Order
     options: ArchiveOptions
-    wanted: Sequence[PlannedImage]
-    unavailable: Sequence[Outcome]
-    awaited: Sequence[PlannedImage] = ()
+    ready: Sequence[PlannedImage]
+    failures: Sequence[Outcome]
+    pending: Sequence[PlannedImage] = ()
 
     @property
     def total(self) -> int:
-        """Number of images the caller asked for."""
-        return len(self.wanted) + len(self.unavailable) + len(self.awaited)
+        """Number of images that the client requested."""
+        return len(self.ready) + len(self.failures) + len(self.pending)
 
 
 def check_order_id(text: str) -> str:
@@ -148,44 +149,46 @@ def parse_options(query: Iterable[tuple[str, str]]) -> ArchiveOptions:
 
 
 def plan_archive(order: Order, options: ArchiveOptions, *, max_images: int) -> ArchivePlan:
-    """Decide what the archive of an order will hold.
+    """Plan the archive of an order.
 
     Raises:
-        OrderNotReady, OrderEmpty: there is no image (yet).
-        ImageNotInOrder: ``only`` names an id the order does not have, and it is not to be reported.
-        TooManyImages: more than ``max_images`` are asked for.
-        NoImagesAvailable: no image can be had, or one cannot and the caller wants all or nothing.
-        CreditsExceeded: more images would have to be bought than the caller allows.
+        OrderNotReady, OrderEmpty: the order lists no image (yet).
+        ImageNotInOrder: ``only`` names an id that the order does not have, without ``report_unknown``.
+        TooManyImages: the client requests more than ``max_images``.
+        NoImagesAvailable: no image is available, or one is not and ``on_error`` is ``abort``.
+        CreditsExceeded: the download would buy more images than ``max_credits``.
     """
     if not order.images:
         raise _no_images(order)
-    gone = _gone(order, options.only) if options.report_unknown else []
-    there = set(options.only) - {outcome.image.image_id for outcome in gone}
-    selected = select_images(order, [one for one in options.only if one in there]) if there or not gone else []
-    asked = len(selected) + len(gone)
-    if asked > max_images:
+    removed = _removed_outcomes(order, options.only) if options.report_unknown else []
+    removed_ids = {outcome.image.image_id for outcome in removed}
+    only = [image_id for image_id in options.only if image_id not in removed_ids]
+    # To select_images an empty ``only`` is every image; here it may be what remains of the client's choice.
+    selected = select_images(order, only) if only or not removed else []
+    total = len(selected) + len(removed)
+    if total > max_images:
         raise TooManyImages(
-            f"{asked} images are asked for, at most {max_images} fit one archive; take parts with 'only'.",
-            images=asked,
+            f"The request is for {total} images; one archive holds at most {max_images}. Request parts with 'only'.",
+            images=total,
             max_images=max_images,
         )
-    wanted = [item for item in selected if item.image.readiness is Readiness.READY]
-    may_come = {Readiness.READY, Readiness.NOT_READY} if options.wait else {Readiness.READY}
-    awaited = [item for item in selected if item.image.readiness in may_come - {Readiness.READY}]
-    missing = [*(unavailable(item) for item in selected if item.image.readiness not in may_come), *gone]
-    if not wanted and not awaited:
-        raise NoImagesAvailable("No image of the order is ready.", missing)
-    if missing and options.on_error is OnError.ABORT:
-        raise NoImagesAvailable("Not every image is ready, and on_error=abort asks for all or nothing.", missing)
-    _check_credits([*wanted, *awaited], options)
-    return ArchivePlan(order, options, wanted, missing, awaited)
+    obtainable = {Readiness.READY, Readiness.NOT_READY} if options.wait else {Readiness.READY}
+    ready = [item for item in selected if item.image.readiness is Readiness.READY]
+    pending = [item for item in selected if item.image.readiness in obtainable - {Readiness.READY}]
+    failures = [*(_failed(item) for item in selected if item.image.readiness not in obtainable), *removed]
+    if not ready and not pending:
+        raise NoImagesAvailable("No image of the order is ready.", failures)
+    if failures and options.on_error is OnError.ABORT:
+        raise NoImagesAvailable("Not every image is ready, and on_error=abort requires all images.", failures)
+    _check_credits([*ready, *pending], options)
+    return ArchivePlan(order, options, ready, failures, pending)
 
 
-def _check_credits(wanted: Sequence[PlannedImage], options: ArchiveOptions) -> None:
-    price = sum(not item.image.paid for item in wanted) if options.image.spends_credits else 0
+def _check_credits(items: Sequence[PlannedImage], options: ArchiveOptions) -> None:
+    price = sum(not item.image.paid for item in items) if options.image.spends_credits else 0
     if options.max_credits is not None and price > options.max_credits:
         raise CreditsExceeded(
-            f"{price} images would have to be bought, at most {options.max_credits} may be.",
+            f"The download would buy {price} images; max_credits allows {options.max_credits}.",
             credits=price,
             max_credits=options.max_credits,
         )
@@ -201,47 +204,50 @@ def _no_images(order: Order) -> Exception:
 
 
 def select_images(order: Order, only: Sequence[str]) -> list[PlannedImage]:
-    """Return the images asked for, all if ``only`` is empty.
+    """Return the images with the ids of ``only``, or all if it is empty, in the order's order.
 
-    Names are given over the whole order, so that a subset gets the same names as the full archive.
+    Names are assigned over the whole order, so that a subset has the same names as the full archive.
 
     Raises:
         ImageNotInOrder: the order has no image with one of the ids.
     """
     stems = entry_stems([image.name for image in order.images])
-    every = [PlannedImage(*item) for item in zip(range(len(stems)), order.images, stems, strict=True)]
+    items = [PlannedImage(*item) for item in zip(range(len(stems)), order.images, stems, strict=True)]
     if not only:
-        return every
-    known = {item.image.image_id for item in every}
+        return items
+    known = {item.image.image_id for item in items}
     for image_id in only:
         if image_id not in known:
             raise ImageNotInOrder("only", f"The order has no image {image_id!r}.", image_id=image_id)
     chosen = set(only)
-    return [item for item in every if item.image.image_id in chosen]
+    return [item for item in items if item.image.image_id in chosen]
 
 
-def _gone(order: Order, only: Sequence[str]) -> list[Outcome]:
-    """Return the outcomes of images that the order does not have any more; they come behind all others."""
+def _removed_outcomes(order: Order, only: Sequence[str]) -> list[Outcome]:
+    """Return the outcomes of requested images that the order does not list. Their positions follow all others."""
     known = {image.image_id for image in order.images}
     images = [Image(image_id, "", Readiness.FAILED) for image_id in only if image_id not in known]
     return [
-        Outcome(position, image, attempts=0, failure=TAKEN_OUT)
+        Outcome(position, image, attempts=0, failure=IMAGE_REMOVED)
         for position, image in enumerate(images, start=len(order.images))
     ]
 
 
-_UNAVAILABLE = {
+_READINESS_FAILURES = {
     Readiness.NOT_READY: (Reason.NOT_READY, "The image is not processed yet"),
     Readiness.FAILED: (Reason.PROCESSING_FAILED, "Autoenhance could not process the image"),
     Readiness.EXPIRED: (Reason.EXPIRED, "Autoenhance no longer keeps the image"),
 }
 
 
-def unavailable(item: PlannedImage) -> Outcome:
-    """Return the outcome of an image that is not ready: it is not asked for."""
-    reason, words = _UNAVAILABLE[item.image.readiness]
-    detail = f"{words}: {item.image.status_reason}" if item.image.status_reason else f"{words}."
-    return Outcome(item.position, item.image, attempts=0, failure=Failure(reason, detail))
+def readiness_failure(image: Image) -> Failure:
+    """Return why an image that is not ready cannot be downloaded, with the upstream's own reason if it gives one."""
+    reason, detail = _READINESS_FAILURES[image.readiness]
+    return Failure(reason, f"{detail}: {image.status_reason}" if image.status_reason else f"{detail}.")
+
+
+def _failed(item: PlannedImage) -> Outcome:
+    return Outcome(item.position, item.image, attempts=0, failure=readiness_failure(item.image))
 
 
 def _uuid(name: str, text: str) -> str:

@@ -1,40 +1,42 @@
-"""An order that changes while its archive streams: which images have become ready, which never will."""
+"""Plan updates: the changes of an order while its archive streams."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.archive.naming import entry_stems
-from service.archive.plan import TAKEN_OUT, ArchiveOptions, ArchivePlan, PlannedImage, unavailable
+from service.archive.plan import IMAGE_REMOVED, ArchiveOptions, ArchivePlan, PlannedImage, readiness_failure
 from service.model import Failure, Image, Order, Readiness, Reason
 
-# An image that so many look-ups in a row do not list is gone. One may miss it: an order that is being merged lists
-# nothing for a while, and lists may be read while they are written.
-LOOK_UPS_UNTIL_GONE = 3
+# An image that this many polls in a row do not list has been removed. A single poll may miss it: an order that is being
+# merged lists nothing for a while, and the API may return a list that is just being written.
+POLLS_UNTIL_REMOVED = 3
 
 _NOT_IN_TIME = Failure(Reason.NOT_READY, "The image was not processed in time.")
 _NOT_LISTED = Failure(Reason.NOT_READY, "The order did not list the image when the wait ended.")
 
+FailedImage = tuple[PlannedImage, Failure]
+
 
 @dataclass(frozen=True, slots=True)
 class PlanDelta:
-    """What a later look at the order has brought.
+    """The changes since the previous poll.
 
-    ``appeared`` were not listed before; ``ready`` can be asked for now; ``failed`` never come, for the given reasons.
+    ``added`` images were not listed before. ``ready`` images can be downloaded now. ``failed`` images never will be.
     """
 
-    appeared: Sequence[PlannedImage]
+    added: Sequence[PlannedImage]
     ready: Sequence[PlannedImage]
-    failed: Sequence[tuple[PlannedImage, Failure]]
+    failed: Sequence[FailedImage]
 
     def __bool__(self) -> bool:
-        """Tell whether there is any."""
-        return bool(self.appeared or self.ready or self.failed)
+        """Return whether there is any change."""
+        return bool(self.added or self.ready or self.failed)
 
 
 def may_change(order: Order, options: ArchiveOptions) -> bool:
-    """Tell whether what the caller asked for may still become ready, or appear.
+    """Return whether a requested image may still become ready or be added.
 
-    As long as a busy order lists nothing, nobody can know whether it will have the images that the caller names.
+    A busy order that lists nothing yet may come to list any image that the client names.
     """
     if not order.images:
         return order.busy
@@ -44,113 +46,116 @@ def may_change(order: Order, options: ArchiveOptions) -> bool:
 
 
 class PlanUpdater:
-    """Follows an order from the plan that its archive began with.
+    """Turns each polled state of an order into changes of its archive's plan.
 
-    Positions and names, once given, stay: an image that appears later comes behind all others. ``max_images`` and the
-    caller's ``max_credits`` bound what may appear.
+    Positions and names are final once assigned: an image that is added later comes after all others. ``max_images`` and
+    the client's ``max_credits`` limit the images that may be added.
 
-    An image that is not listed is unknown, not gone. It is gone when ``LOOK_UPS_UNTIL_GONE`` look-ups in a row found an
-    order that is not busy and lists others; until then it is awaited, and taken up when it is listed again.
+    An image that is not listed is unknown, not removed. It counts as removed after ``POLLS_UNTIL_REMOVED`` polls in a
+    row of an order that is not busy and lists others; until then it stays pending.
     """
 
     def __init__(self, plan: ArchivePlan, *, max_images: int) -> None:
         self._options = plan.options
         self._max_images = max_images
         self._images: list[Image] = list(plan.order.images)
-        self._known = {image.image_id for image in self._images}
-        self._unnamed = sum(not image.image_id for image in self._images)
-        self._awaited = {item.image.image_id: item for item in plan.awaited}
-        self._absences: dict[str, int] = {}  # look-ups in a row without an awaited image, by its id
-        self._listed = set(self._awaited)  # the ids of the latest look-up
-        self._empty_lists = 0  # look-ups in a row without any image, of an order that is not busy
+        self._known_ids = {image.image_id for image in self._images}
+        self._images_without_id = sum(not image.image_id for image in self._images)
+        self._pending = {item.image.image_id: item for item in plan.pending}
+        self._absences: dict[str, int] = {}  # polls in a row that do not list a pending image, by its id
+        self._listed_ids = set(self._pending)  # of the latest poll
+        self._empty_polls = 0  # polls in a row that list no image, of an order that is not busy
         self._total = plan.total
         self._may_grow = plan.order.busy and not plan.options.only
-        price = [item for item in (*plan.wanted, *plan.awaited) if not item.image.paid]
-        bound = plan.options.max_credits
-        self._credits_left = bound - len(price) if bound is not None and plan.options.image.spends_credits else None
+        price = sum(not item.image.paid for item in (*plan.ready, *plan.pending))
+        limit = plan.options.max_credits
+        self._credits_left = limit - price if limit is not None and plan.options.image.spends_credits else None
 
     @property
-    def waiting(self) -> bool:
-        """Whether a later look can bring anything."""
-        return bool(self._awaited) or self._may_grow
+    def may_change(self) -> bool:
+        """Whether a later poll can bring a change."""
+        return bool(self._pending) or self._may_grow
 
     def update(self, order: Order) -> PlanDelta:
-        """Take in what the order is now."""
-        self._empty_lists = 0 if order.busy or order.images else self._empty_lists + 1
-        if order.busy or order.images or self._empty_lists >= LOOK_UPS_UNTIL_GONE:
+        """Apply a polled state of the order."""
+        self._empty_polls = 0 if order.busy or order.images else self._empty_polls + 1
+        if order.busy or order.images or self._empty_polls >= POLLS_UNTIL_REMOVED:
             self._may_grow = order.busy and not self._options.only
         listed = {image.image_id: image for image in order.images if image.image_id}
-        self._listed = set(listed)
-        gone = self._gone(order, listed)
-        ready, failed = self._settled(listed)
-        appeared, refused = self._appeared(order)
-        at_once, never = self._settled(listed)
-        return PlanDelta(appeared, [*ready, *at_once], [*gone, *failed, *refused, *never])
+        self._listed_ids = set(listed)
+        removed = self._pop_removed(order, listed)
+        ready, failed = self._pop_settled(listed)
+        # Before new images are admitted: they may use the credits of those that are not bought.
+        self._release_credits([*removed, *failed])
+        added, rejected = self._add_new(order)
+        ready_at_once, failed_at_once = self._pop_settled(listed)
+        self._release_credits(failed_at_once)
+        return PlanDelta(added, [*ready, *ready_at_once], [*removed, *failed, *rejected, *failed_at_once])
 
-    def _gone(self, order: Order, listed: Mapping[str, Image]) -> list[tuple[PlannedImage, Failure]]:
-        """Return which of the awaited images have not been listed for too long; these need no credit any more."""
-        is_known = not order.busy and bool(order.images)
-        absent = [image_id for image_id in self._awaited if image_id not in listed] if is_known else []
+    def fail_pending(self) -> Sequence[FailedImage]:
+        """End the wait: return every image that is still pending as failed."""
+        pending, self._pending = self._pending, {}
+        return [
+            (item, _NOT_IN_TIME if image_id in self._listed_ids else _NOT_LISTED) for image_id, item in pending.items()
+        ]
+
+    def _pop_removed(self, order: Order, listed: Mapping[str, Image]) -> list[FailedImage]:
+        """Return the pending images that too many polls in a row have not listed."""
+        is_complete = not order.busy and bool(order.images)
+        absent = [image_id for image_id in self._pending if image_id not in listed] if is_complete else []
         self._absences = {image_id: self._absences.get(image_id, 0) + 1 for image_id in absent}
-        gone = [image_id for image_id, times in self._absences.items() if times >= LOOK_UPS_UNTIL_GONE]
-        return self._failed([(self._awaited.pop(image_id), TAKEN_OUT) for image_id in gone])
+        removed = [image_id for image_id, polls in self._absences.items() if polls >= POLLS_UNTIL_REMOVED]
+        return [(self._pending.pop(image_id), IMAGE_REMOVED) for image_id in removed]
 
-    def _failed(self, failed: list[tuple[PlannedImage, Failure]]) -> list[tuple[PlannedImage, Failure]]:
-        """Leave the credits of images that are not bought to others."""
-        if self._credits_left is not None:
-            self._credits_left += sum(not item.image.paid for item, _ in failed)
-        return failed
-
-    def _settled(self, listed: Mapping[str, Image]) -> tuple[list[PlannedImage], list[tuple[PlannedImage, Failure]]]:
-        """Return which of the awaited images have become ready and which never will."""
+    def _pop_settled(self, listed: Mapping[str, Image]) -> tuple[list[PlannedImage], list[FailedImage]]:
+        """Return the pending images that have become ready, and those that have failed."""
         ready: list[PlannedImage] = []
-        failed: list[tuple[PlannedImage, Failure]] = []
-        for image_id, item in list(self._awaited.items()):
+        failed: list[FailedImage] = []
+        for image_id, item in list(self._pending.items()):
             image = listed.get(image_id)
             if image is None or image.readiness is Readiness.NOT_READY:
                 continue
             if image.readiness is Readiness.READY:
                 ready.append(PlannedImage(item.position, image, item.stem))
             else:
-                failure = unavailable(PlannedImage(item.position, image, item.stem)).failure
-                failed.append((item, failure or Failure(Reason.PROCESSING_FAILED, "")))
-            del self._awaited[image_id]
-        return ready, self._failed(failed)
+                failed.append((item, readiness_failure(image)))
+            del self._pending[image_id]
+        return ready, failed
 
-    def leftovers(self) -> Sequence[tuple[PlannedImage, Failure]]:
-        """Return what is still not ready when the wait is over; nothing is waited for any more."""
-        rest, self._awaited = self._awaited, {}
-        return [(item, _NOT_IN_TIME if image_id in self._listed else _NOT_LISTED) for image_id, item in rest.items()]
+    def _release_credits(self, failed: Sequence[FailedImage]) -> None:
+        if self._credits_left is not None:
+            self._credits_left += sum(not item.image.paid for item, _ in failed)
 
-    def _appeared(self, order: Order) -> tuple[list[PlannedImage], list[tuple[PlannedImage, Failure]]]:
-        # Without an id none can be told from another: only how many there are.
-        unnamed = [image for image in order.images if not image.image_id][self._unnamed :]
-        new = [image for image in order.images if image.image_id and image.image_id not in self._known] + unnamed
+    def _add_new(self, order: Order) -> tuple[list[PlannedImage], list[FailedImage]]:
+        """Return the images that were never listed before, and those of them that are rejected."""
+        # Images without an id cannot be distinguished: only their number counts.
+        without_id = [image for image in order.images if not image.image_id][self._images_without_id :]
+        new = [image for image in order.images if image.image_id and image.image_id not in self._known_ids]
+        new += without_id
         if self._options.only or not new:
             return [], []
         first = len(self._images)
         self._images += new
-        self._unnamed += len(unnamed)
-        self._known |= {image.image_id for image in new}
-        # Names are given one after the other: those that were given before come out the same.
+        self._images_without_id += len(without_id)
+        self._known_ids |= {image.image_id for image in new}
+        # A name depends only on the names before it, so those assigned earlier stay the same.
         stems = entry_stems([image.name for image in self._images])[first:]
-        appeared = [
-            PlannedImage(first + n, image, stem) for n, (image, stem) in enumerate(zip(new, stems, strict=True))
-        ]
-        refused = []
-        for item in appeared:
+        added = [PlannedImage(first + n, image, stem) for n, (image, stem) in enumerate(zip(new, stems, strict=True))]
+        rejected = []
+        for item in added:
             failure = self._admit(item)
             if failure is not None:
-                refused.append((item, failure))
+                rejected.append((item, failure))
             else:
-                self._awaited[item.image.image_id] = item
-        return appeared, refused
+                self._pending[item.image.image_id] = item
+        return added, rejected
 
     def _admit(self, item: PlannedImage) -> Failure | None:
+        """Count an added image and reserve its credit; return why it is rejected, or None."""
         image = item.image
         self._total += 1
         if not image.image_id:
-            return unavailable(item).failure
+            return readiness_failure(image)
         if self._total > self._max_images:
             return Failure(Reason.REJECTED, "The order has more images than one archive may hold.")
         if self._credits_left is not None and not image.paid:

@@ -112,7 +112,7 @@ class ArchiveStream:
         self._total = plan.total
         self._given_up: str | None = None
         self._ahead = Prefetch(
-            plan.wanted,
+            plan.ready,
             self._open,
             in_flight=limits.images_in_flight,
             connections=connections,
@@ -130,7 +130,7 @@ class ArchiveStream:
 
     async def __aenter__(self) -> Self:
         """Start the first downloads."""
-        for outcome in self._plan.unavailable:
+        for outcome in self._plan.failures:
             self._record(outcome)
         await self._ahead.__aenter__()
         return self

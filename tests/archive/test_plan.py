@@ -245,25 +245,25 @@ def _image(image_id: str, name: str, readiness: Readiness = READY, reason: str |
 
 def _stems(order: Order, *only: str) -> Sequence[tuple[int, str, str]]:
     plan = plan_archive(order, ArchiveOptions(only=only), max_images=100)
-    return [(item.position, item.image.image_id, item.stem) for item in plan.wanted]
+    return [(item.position, item.image.image_id, item.stem) for item in plan.ready]
 
 
 SAME_NAMES = _order(("a", "room.jpg"), ("b", "room.jpg"), ("c", "hall.jpg"), ("d", "ROOM.png"))
 
 
-def test_plan_of_a_whole_order() -> None:
-    """Every image gets a name of its own, in the order's order."""
+def test_plan_names_every_image_of_an_order() -> None:
+    """Every image gets a unique name, in the order's order."""
     assert _stems(SAME_NAMES) == [(0, "a", "room"), (1, "b", "room_2"), (2, "c", "hall"), (3, "d", "ROOM_3")]
 
 
 @pytest.mark.parametrize("only", [["b", "d"], ["d", "b"]], ids=["in_order", "reversed"])
-def test_subset_keeps_the_names_of_the_whole(only: list[str]) -> None:
-    """Images asked for again land beside those of the first archive under the names they would have had there."""
+def test_subset_has_the_names_of_the_full_archive(only: list[str]) -> None:
+    """Images of a repeated request have the names that they would have had in the first archive."""
     assert _stems(SAME_NAMES, *only) == [(1, "b", "room_2"), (3, "d", "ROOM_3")]
 
 
-def test_image_that_is_not_in_the_order() -> None:
-    """The first id of ``only`` that the order does not have is named, also when others are there."""
+def test_unknown_image_id_is_rejected_by_name() -> None:
+    """The error names the first id of ``only`` that the order does not have."""
     with pytest.raises(ImageNotInOrder) as caught:
         _stems(SAME_NAMES, "a", "A", "zzz")
 
@@ -271,18 +271,18 @@ def test_image_that_is_not_in_the_order() -> None:
     assert "'A'" in caught.value.detail
 
 
-def test_images_without_an_id_cannot_be_chosen() -> None:
+def test_image_without_an_id_cannot_be_selected() -> None:
     """An image without an id takes part in names and outcomes, but is in no subset."""
     order = _order(("", "room.jpg", Readiness.FAILED), ("b", "room.jpg"))
     plan = plan_archive(order, ArchiveOptions(), max_images=100)
 
-    assert [outcome.position for outcome in plan.unavailable] == [0]
+    assert [outcome.position for outcome in plan.failures] == [0]
     assert _stems(order, "b") == [(1, "b", "room_2")]
 
 
 @pytest.mark.parametrize(("max_images", "only", "fits"), [(4, [], True), (3, [], False), (2, ["a", "b"], True)])
-def test_how_many_images_fit(max_images: int, only: list[str], *, fits: bool) -> None:
-    """What is asked for is counted, not what the order has: a large order can be had in parts."""
+def test_max_images_limits_the_selection(max_images: int, only: list[str], *, fits: bool) -> None:
+    """The limit counts requested images, not those of the order: a large order can be downloaded in parts."""
     options = ArchiveOptions(only=tuple(only))
     if fits:
         assert plan_archive(SAME_NAMES, options, max_images=max_images).total == (len(only) or 4)
@@ -293,15 +293,15 @@ def test_how_many_images_fit(max_images: int, only: list[str], *, fits: bool) ->
     assert "only" in caught.value.detail
 
 
-def test_empty_order() -> None:
-    """An order without images is a 404, for nothing will come."""
+def test_empty_order_is_not_found() -> None:
+    """An order without images is a 404: it will not get any."""
     with pytest.raises(OrderEmpty) as caught:
         plan_archive(_order(), ArchiveOptions(), max_images=100)
     assert caught.value.status == 404
 
 
-def test_order_whose_images_are_not_listed_yet() -> None:
-    """An order without images that is still at work is a 409 which says when to come back."""
+def test_busy_order_without_images_is_a_conflict() -> None:
+    """An order that is still being merged or processed is a 409 with a time to retry."""
     with pytest.raises(OrderNotReady) as caught:
         plan_archive(_order(busy=True), ArchiveOptions(only=("a",)), max_images=100)
     assert caught.value.status == 409
@@ -322,27 +322,27 @@ MIXED = Order(
 )
 
 
-def test_images_that_cannot_be_had() -> None:
-    """They are not asked for but have an outcome from the start: position, reason and the upstream's own words."""
+def test_unavailable_images_have_an_outcome_from_the_start() -> None:
+    """They are not requested; their outcome has the position, the reason and the upstream's own detail."""
     plan = plan_archive(MIXED, ArchiveOptions(), max_images=100)
 
-    assert [item.image.image_id for item in plan.wanted] == ["b", "e"]
+    assert [item.image.image_id for item in plan.ready] == ["b", "e"]
     assert plan.total == 5
     assert [
         (outcome.position, outcome.image.image_id, outcome.failure.reason, outcome.failure.detail)
-        for outcome in plan.unavailable
+        for outcome in plan.failures
         if outcome.failure
     ] == [
         (0, "a", Reason.NOT_READY, "The image is not processed yet."),
         (2, "c", Reason.PROCESSING_FAILED, "Autoenhance could not process the image: too dark"),
         (3, "d", Reason.EXPIRED, "Autoenhance no longer keeps the image."),
     ]
-    assert {(outcome.attempts, outcome.entry) for outcome in plan.unavailable} == {(0, None)}
+    assert {(outcome.attempts, outcome.entry) for outcome in plan.failures} == {(0, None)}
 
 
 @pytest.mark.parametrize("readiness", [Readiness.NOT_READY, Readiness.FAILED, Readiness.EXPIRED])
-def test_nothing_to_deliver(readiness: Readiness) -> None:
-    """Where no image can be had, the answer lists why for each."""
+def test_order_without_a_ready_image_lists_every_failure(readiness: Readiness) -> None:
+    """Where no image is available, the error lists the reason of each."""
     order = _order(("a", "a.jpg", readiness), ("b", "b.jpg", readiness), busy=True)
     with pytest.raises(NoImagesAvailable) as caught:
         plan_archive(order, ArchiveOptions(), max_images=100)
@@ -350,20 +350,20 @@ def test_nothing_to_deliver(readiness: Readiness) -> None:
     assert [failure["image_id"] for failure in caught.value.extensions["failures"]] == ["a", "b"]
 
 
-def test_subset_without_a_ready_image() -> None:
-    """Only what is asked for counts: ready images outside of the subset deliver nothing."""
+def test_subset_without_a_ready_image_is_rejected() -> None:
+    """Only requested images count, not ready ones outside of the subset."""
     with pytest.raises(NoImagesAvailable) as caught:
         plan_archive(MIXED, ArchiveOptions(only=("c",)), max_images=100)
 
     assert [failure["reason"] for failure in caught.value.extensions["failures"]] == ["processing_failed"]
 
 
-def test_all_or_nothing() -> None:
-    """With ``on_error=abort`` an image known to be missing is an honest status before the first byte."""
+def test_on_error_abort_rejects_a_plan_with_a_missing_image() -> None:
+    """With ``on_error=abort`` an image known to be missing is an error status before the first byte."""
     abort = ArchiveOptions(on_error=OnError.ABORT)
     with pytest.raises(NoImagesAvailable) as caught:
         plan_archive(MIXED, abort, max_images=100)
     assert [failure["image_id"] for failure in caught.value.extensions["failures"]] == ["a", "c", "d"]
 
     whole = plan_archive(MIXED, ArchiveOptions(on_error=OnError.ABORT, only=("b", "e")), max_images=100)
-    assert [item.image.image_id for item in whole.wanted] == ["b", "e"]
+    assert [item.image.image_id for item in whole.ready] == ["b", "e"]

@@ -136,7 +136,7 @@ async def test_a_missing_image_that_is_no_more(sandbox: Sandbox, service: str, t
     arguments = ["--service", service, "download", order.order_id, "--missing-from", "a.zip", "-o", "rest.zip"]
     done = await run(*arguments, cwd=tmp_path)
     assert (done.code, verify(tmp_path / "rest.zip").images) == (1, ["2.jpg"])
-    assert "taken out of the order" in done.err
+    assert "removed from the order" in done.err
 
 
 async def test_an_archive_of_something_else_lacks_everything(sandbox: Sandbox, service: str, tmp_path: Path) -> None:

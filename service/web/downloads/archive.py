@@ -14,7 +14,14 @@ from aiohttp import HttpVersion11, web
 from yarl import URL
 
 from service.archive.naming import archive_filename, content_disposition
-from service.archive.plan import TAKEN_OUT, ArchivePlan, check_archive_id, check_order_id, parse_options, plan_archive
+from service.archive.plan import (
+    IMAGE_REMOVED,
+    ArchivePlan,
+    check_archive_id,
+    check_order_id,
+    parse_options,
+    plan_archive,
+)
 from service.archive.plan_updates import PlanUpdater, may_change
 from service.archive.report import ReportContext
 from service.errors import InvalidArchiveId, InvalidParameter
@@ -207,13 +214,13 @@ class _Download:
         live = PlanUpdater(self._plan, max_images=self._max_images)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(wait_until):
-                while live.waiting and (order := await follower.next()) is not None:
+                while live.may_change and (order := await follower.next()) is not None:
                     news = live.update(order)
                     if not news:
                         continue
-                    self._record.receipt.appeared([(item.position, item.image) for item in news.appeared])
-                    self._stream.add(news.ready, news.failed, appeared=len(news.appeared))
-        self._stream.add((), live.leftovers())
+                    self._record.receipt.appeared([(item.position, item.image) for item in news.added])
+                    self._stream.add(news.ready, news.failed, appeared=len(news.added))
+        self._stream.add((), live.fail_pending())
         self._stream.finish_adding()
 
     async def _run(self, first_byte_deadline: float) -> web.StreamResponse:
@@ -248,7 +255,7 @@ class _Download:
     def _describe(self, outcomes: Sequence[Outcome]) -> ReportContext:
         order = self._plan.order
         # What the order does not list any more would be refused.
-        missing = [one.image.image_id for one in outcomes if one.failure is not None and one.failure != TAKEN_OUT]
+        missing = [one.image.image_id for one in outcomes if one.failure is not None and one.failure != IMAGE_REMOVED]
         # ``only`` is replaced, everything else stays as the caller chose it; a link opens only what it was made for.
         query = [(name, value) for name, value in self._request.query.items() if name not in {"only", *NOT_SIGNED}]
         return ReportContext(

@@ -43,12 +43,12 @@ class ArchiveRecord:
     def opened(self, plan: ArchivePlan, stream: ArchiveStream, parameters: Mapping[str, str]) -> None:
         """Note that the archive's images are being asked for."""
         self._plan, self._stream = plan, stream
-        missing = [(outcome.position, outcome.image) for outcome in plan.unavailable]
+        missing = [(outcome.position, outcome.image) for outcome in plan.failures]
         self.receipt.planned(
             order_id=plan.order.order_id,
             order_name=plan.order.name,
             parameters=parameters,
-            images=[*((item.position, item.image) for item in (*plan.wanted, *plan.awaited)), *missing],
+            images=[*((item.position, item.image) for item in (*plan.ready, *plan.pending)), *missing],
             bytes_out=lambda: stream.bytes_out,
         )
 

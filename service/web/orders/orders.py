@@ -6,7 +6,7 @@ from aiohttp import web
 from yarl import URL
 
 from service.archive.plan import check_order_id, parse_options
-from service.archive.summary import preview_order
+from service.archive.summary import summarize_order
 from service.web.auth.guards import require_download
 from service.web.services import SERVICES
 
@@ -21,4 +21,4 @@ async def get_order(request: web.Request) -> web.Response:
     deadline = asyncio.get_running_loop().time() + services.first_byte_seconds
     order = await upstream.find_order(order_id, deadline=deadline)
     download = URL(f"/orders/{order_id}/images").with_query(list(request.query.items()))
-    return web.json_response({**preview_order(order, options), "download": str(download)})
+    return web.json_response({**summarize_order(order, options), "download": str(download)})
