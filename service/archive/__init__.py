@@ -1,4 +1,4 @@
-"""The archive itself: which entries, what they are called, their ZIP framing and the report on them.
+"""The archive: its plan, entry names, ZIP framing and report. No I/O and no async.
 
-No I/O and no async in this folder; time and randomness are passed in. So every edge case is a table test.
+Time and randomness are passed in, so every edge case is a table test.
 """

@@ -1,6 +1,6 @@
 """Entry and archive names that are safe, unique and readable on Linux, macOS and Windows.
 
-A name depends only on what stands before it in the order, never on which download finishes first.
+A name depends only on the names before it in the order, never on which download finishes first.
 """
 
 import re
@@ -10,16 +10,16 @@ from urllib.parse import quote
 
 from pathvalidate import FileNameSanitizer
 
-# Room for a folder in front of it under Windows' 260 characters; every file system we know takes 255 bytes.
+# Leaves room for a folder within Windows' 260 characters. Common file systems allow 255 bytes.
 MAX_NAME_BYTES = 200
 MAX_EXTENSION_BYTES = len(".jpeg")
 MAX_STEM_BYTES = MAX_NAME_BYTES - MAX_EXTENSION_BYTES
-# A stem is shortened by this much before it is numbered, whatever the number: stems that become equal when
-# shortened then share one counter, and numbering stays linear.
+# A stem is shortened by this much before it is numbered, for any number: stems that become equal when shortened then
+# share one counter, and numbering stays linear.
 _NUMBER_BYTES = len("_99999")
 
 FALLBACK_STEM = "image"
-# The archive's own entries. Their extensions differ from any image's, but two files of one name only confuse.
+# The archive's own entries. Their extensions differ from any image's, but equal stems would confuse.
 RESERVED_STEMS = ("_download_report", "_manifest")
 
 _ARCHIVE_SUFFIX = "_images.zip"
@@ -37,8 +37,8 @@ _SKIN_TONES = frozenset("\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff")
 # Invisible, yet letters or marks by their Unicode category: the grapheme joiner and the Hangul fillers.
 _BLANK = frozenset("\u034f\u115f\u1160\u3164\uffa0")
 
-# What Windows and macOS forbid is pathvalidate's knowledge. The encoding is given because its default is the
-# machine's; the length limit is its widest because ours, which knows graphemes, comes first.
+# pathvalidate knows what Windows and macOS forbid. The encoding is explicit because its default is the machine's. The
+# length limit is the widest because ours, which respects graphemes, is applied first.
 _PORTABLE = FileNameSanitizer(
     max_len=255,
     fs_encoding="utf-8",
@@ -47,37 +47,37 @@ _PORTABLE = FileNameSanitizer(
 )
 
 
-# UAX #15 section 13 (stream-safe text): no language has more marks on a letter. Normalisation sorts the marks of a
-# letter in time that grows with the square of their number.
+# UAX #15 section 13 (stream-safe text): no language needs more marks on a letter. Normalisation sorts the marks of a
+# letter in quadratic time.
 MAX_MARKS_IN_A_ROW = 30
 
-# Names like these, which most are, pass every rule unchanged: told apart first, because an order of 2,000 names
-# must not hold up the downloads of others (50 µs a name through all the rules, 2 µs so).
+# Fast path: names like these, the most common, pass every rule unchanged. All rules take 50 µs a name, this check 2 µs,
+# and 2,000 names of an order must not delay other downloads.
 _PLAIN_STEM = re.compile(
     r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])$)[a-z0-9_](?:[a-z0-9_ ()+,-]*[a-z0-9_()+,-])?", re.ASCII | re.IGNORECASE
 )
 
 
 def entry_stems(names: Sequence[str]) -> list[str]:
-    """Give every name a stem (a file name without extension), in the same order.
+    """Assign every name a unique stem (a file name without extension), in the same order.
 
-    The stems differ from each other even where case and Unicode normalisation do not count. A name that repeats
-    an earlier one is numbered ``_2``, ``_3``, … with the lowest number that is free at its position.
+    The stems differ even on file systems that ignore case and Unicode normalisation. A name that repeats an earlier one
+    is numbered ``_2``, ``_3``, … with the lowest number that is free at its position.
     """
-    taken = {_identity(stem) for stem in RESERVED_STEMS}
+    used = {_identity(stem) for stem in RESERVED_STEMS}
     next_number: dict[str, int] = {}
-    return [_unique(_image_stem(name), taken, next_number) for name in names]
+    return [_unique(_image_stem(name), used, next_number) for name in names]
 
 
 def entry_name(stem: str, extension: str) -> str:
-    """Join a stem of ``entry_stems`` and the extension (no dot) of the type the image really has."""
+    """Join a stem of ``entry_stems`` and the extension (no dot) of the image's real type."""
     return f"{stem}.{extension}"
 
 
 def archive_filename(order_name: str, order_id: str) -> str:
-    """Name the archive after its order, or after the order's id if the name has nothing readable."""
+    """Name the archive after its order, or after the order's id if nothing of the name is readable."""
     limit = MAX_NAME_BYTES - len(_ARCHIVE_SUFFIX)
-    # An order's name is a title, no path: of "12/14 High Street" nothing is dropped, the slash becomes "_".
+    # An order's name is a title, not a path: in "12/14 High Street" the slash becomes "_", and nothing is dropped.
     stem = _portable_stem(visible(order_name), limit)
     if not stem.strip("_-. "):
         stem = _portable_stem(f"order_{visible(order_id)}", limit)
@@ -85,27 +85,27 @@ def archive_filename(order_name: str, order_id: str) -> str:
 
 
 def content_disposition(filename: str) -> str:
-    """Build the header value that offers ``filename`` for saving, for old and new browsers (RFC 6266, 4.3)."""
+    """Build a ``Content-Disposition`` header value for old and new browsers (RFC 6266 section 4.3)."""
     name = visible(filename)
-    # "%" goes too: some browsers decode it inside the quoted form (RFC 6266, appendix D); and ";", at which some
-    # clients split without looking for quotes.
+    # Without "%", which some browsers decode inside the quoted form (RFC 6266 appendix D), and without ";", at which
+    # some clients split despite the quotes.
     fallback = re.sub(r"[^ !#$&-:<-\[\]-~]+", "_", _without_accents(name))
-    encoded = quote(name, safe="!#$&+-.^_`|~")  # exactly the attr-char of RFC 8187, 3.2.1
+    encoded = quote(name, safe="!#$&+-.^_`|~")  # the attr-char of RFC 8187 section 3.2.1
     return f"attachment; filename=\"{fallback}\"; filename*=UTF-8''{encoded}"
 
 
 def visible(text: str) -> str:
-    """Keep what a reader can see, on one line, in Unicode's composed form.
+    """Remove invisible characters; return one line in Unicode's composed form (NFC).
 
-    White space of any kind becomes a plain space. Control, bidi and zero-width characters go, except the joiners
-    inside emoji. What cannot be encoded or means nothing yet becomes ``_``. Of the marks on one letter the first
-    ``MAX_MARKS_IN_A_ROW`` stay.
+    White space becomes a plain space. Control, bidi and zero-width characters are removed, except the joiners inside
+    emoji. Characters that cannot be encoded or are not assigned become ``_``. A letter keeps its first
+    ``MAX_MARKS_IN_A_ROW`` marks.
     """
-    # Two surrogates that make a pair are one character; a lone one cannot be written to a file name at all.
+    # A surrogate pair is one character; a lone surrogate cannot be written to a file name.
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    kept_zwj = {match.start() for match in _EMOJI_ZWJ.finditer(whole)}
-    pieces = (_ZWJ if at in kept_zwj else _visible_char(char) for at, char in enumerate(whole))
-    # Last, because what has been dropped may have stood between a letter and its accent.
+    emoji_joiners = {match.start() for match in _EMOJI_ZWJ.finditer(whole)}
+    pieces = (_ZWJ if at in emoji_joiners else _visible_char(char) for at, char in enumerate(whole))
+    # Last, because a removed character may have separated a letter from its accent.
     return unicodedata.normalize("NFC", "".join(_with_few_marks(pieces)))
 
 
@@ -130,10 +130,10 @@ def _image_stem(name: str) -> str:
     plain = _IMAGE_EXTENSION.sub("", name)
     if len(plain) <= MAX_STEM_BYTES and _PLAIN_STEM.fullmatch(plain):
         return plain
-    return _careful_stem(name)
+    return _sanitized_stem(name)
 
 
-def _careful_stem(name: str) -> str:
+def _sanitized_stem(name: str) -> str:
     stem = _IMAGE_EXTENSION.sub("", _last_part(visible(name)).rstrip(" ."))
     return _portable_stem(stem, MAX_STEM_BYTES) or FALLBACK_STEM
 
@@ -144,15 +144,15 @@ def _last_part(path: str) -> str:
 
 
 def _portable_stem(text: str, limit: int) -> str:
-    # A leading dot hides a file, a leading space confuses; Windows drops spaces and dots at the end, and reads
-    # "CON .x" as the device CON: hence no space before the first dot either.
+    # A leading dot hides a file, and a leading space confuses. Windows drops spaces and dots at the end, and reads
+    # "CON .x" as the device CON: so no space before the first dot either.
     stem = re.sub(r"^([^.]*?) +\.", r"\1.", _shorten(text.lstrip(" ."), limit))
-    # Shortened again, for a reserved name has grown by an underscore; what is cut off now is not that one.
+    # Shortened again: a reserved name has grown by an underscore, which this does not cut off.
     return _shorten(_PORTABLE.sanitize(stem, "_"), limit)
 
 
 def _shorten(text: str, limit: int) -> str:
-    """Cut to ``limit`` bytes of UTF-8, not between a letter and its marks if that can be, nor after " " or "."."""
+    """Cut to ``limit`` bytes of UTF-8, if possible not between a letter and its marks, never after " " or "."."""
     fitting = text.encode()[:limit].decode(errors="ignore")
     end = len(fitting)
     while 0 < end < len(text) and _belong_together(text[end - 1], text[end]):
@@ -164,23 +164,23 @@ def _belong_together(left: str, right: str) -> bool:
     return _ZWJ in (left, right) or right in _SKIN_TONES or unicodedata.category(right).startswith("M")
 
 
-def _unique(stem: str, taken: set[str], next_number: dict[str, int]) -> str:
-    if (identity := _identity(stem)) not in taken:
-        taken.add(identity)
+def _unique(stem: str, used: set[str], next_number: dict[str, int]) -> str:
+    if (identity := _identity(stem)) not in used:
+        used.add(identity)
         return stem
     base = _shorten(stem, MAX_STEM_BYTES - _NUMBER_BYTES)
     identity = _identity(base)
-    # Names are only ever added, so numbers once found taken need not be tried again.
+    # Names are only added, so a used number stays used.
     number = next_number.get(identity, 2)
-    while f"{identity}_{number}" in taken:
+    while f"{identity}_{number}" in used:
         number += 1
     next_number[identity] = number + 1
-    taken.add(f"{identity}_{number}")
+    used.add(f"{identity}_{number}")
     return f"{base}_{number}"
 
 
 def _identity(stem: str) -> str:
-    """Map names which some file system takes for equal to one string (Unicode D145, canonical caseless match)."""
+    """Map names that some file system treats as equal to one string (Unicode D145, canonical caseless match)."""
     return stem.lower() if stem.isascii() else _decomposed(_decomposed(stem).casefold())
 
 
@@ -189,6 +189,6 @@ def _decomposed(text: str) -> str:
 
 
 def _without_accents(text: str) -> str:
-    # Compatibility forms: "ﬁ" becomes "fi", and a full-width quotation mark a real one, so escaping comes after.
+    # Compatibility forms: "ﬁ" becomes "fi". A full-width quotation mark becomes a real one, so escaping comes later.
     letters = unicodedata.normalize("NFKD", text)
     return "".join(char for char in letters if not unicodedata.combining(char))

@@ -1,6 +1,6 @@
-"""The archive's last entries: a report for people and a manifest for programs, both from the same outcomes.
+"""Download report and manifest: the archive's last entries, for people and for programs.
 
-Pure functions of what they are given; what is not in ``outcomes`` is not in the archive.
+Both are pure functions of the same outcomes. An image without an outcome appears in neither.
 """
 
 import json
@@ -19,11 +19,10 @@ MANIFEST_SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class ReportContext:
-    """What the report says beside the outcomes.
+    """The facts of report and manifest besides the outcomes.
 
-    ``parameters`` are the request's own and must fit into JSON; the ``retry_urls`` together ask for exactly the
-    missing images (several, where the ids are too many for one URL). ``credits_spent`` counts the images that
-    were bought for the archive.
+    ``parameters`` are those of the request, as JSON values. ``retry_urls`` together request exactly the missing images;
+    there are several if the ids do not fit one URL. ``credits_spent`` counts the images bought for the archive.
     """
 
     order_id: str
@@ -36,14 +35,14 @@ class ReportContext:
 
 
 class Retry(StrEnum):
-    """Whether asking for a missing image again can help; the values are the report's own words."""
+    """Whether a repeated request can help; the values are the sentences of the report."""
 
     NOW = "Trying again is likely to help."
     LATER = "Trying again helps once this has changed."
     POINTLESS = "Trying again will not help."
 
 
-# In words for someone who has never heard of this service.
+# For readers who know neither this service nor HTTP.
 PLAIN_WORDS: Mapping[Reason, tuple[str, Retry]] = {
     Reason.NOT_READY: ("It was still being enhanced.", Retry.LATER),
     Reason.PROCESSING_FAILED: ("Enhancing it failed, so there is no result to download.", Retry.POINTLESS),
@@ -51,9 +50,9 @@ PLAIN_WORDS: Mapping[Reason, tuple[str, Retry]] = {
     Reason.NOT_FOUND: ("It could not be found; perhaps it was deleted.", Retry.POINTLESS),
     Reason.UNAUTHORIZED: ("The download service's own key was not accepted for it.", Retry.LATER),
     Reason.NO_CREDITS: ("There were not enough credits to buy it in full quality.", Retry.LATER),
-    Reason.REJECTED: ("The image service refuses it with these options.", Retry.POINTLESS),
-    Reason.RATE_LIMITED: ("The image service was asked for too much at once.", Retry.NOW),
-    Reason.UPSTREAM_ERROR: ("The image service had a fault.", Retry.NOW),
+    Reason.REJECTED: ("The image service rejects it with these options.", Retry.POINTLESS),
+    Reason.RATE_LIMITED: ("The image service received too many requests at once.", Retry.NOW),
+    Reason.UPSTREAM_ERROR: ("The image service had an error.", Retry.NOW),
     Reason.CONNECTION_FAILED: ("The image service could not be reached.", Retry.NOW),
     Reason.CONNECTION_LOST: ("The connection broke while it was being downloaded.", Retry.NOW),
     Reason.TIMEOUT: ("The image service took too long to send it.", Retry.NOW),
@@ -61,16 +60,16 @@ PLAIN_WORDS: Mapping[Reason, tuple[str, Retry]] = {
     Reason.TOO_LONG: ("It was longer than announced, so it could not be trusted.", Retry.NOW),
     Reason.NOT_AN_IMAGE: ("What arrived was not an image.", Retry.NOW),
     Reason.CONTENT_CHANGED: ("It changed while it was being downloaded.", Retry.NOW),
-    Reason.REDIRECT_REFUSED: ("It was said to be at an address that is not safe to follow.", Retry.LATER),
-    Reason.UPSTREAM_UNAVAILABLE: ("It was not tried: the images before it had failed one after another.", Retry.NOW),
+    Reason.REDIRECT_REFUSED: ("Its download address is not safe to follow.", Retry.LATER),
+    Reason.UPSTREAM_UNAVAILABLE: ("It was not tried, because several images in a row had failed before it.", Retry.NOW),
 }
 
 
 def report_text(context: ReportContext, outcomes: Sequence[Outcome]) -> str:
-    """Tell a person what the archive holds, what is missing and why, and how to get just that.
+    """Write the report for people: what is missing, why, and how to download it.
 
-    Lines end in LF, which every editor reads by now (Notepad since 2018) and ``grep`` and ``diff`` expect. To be
-    written as UTF-8, without a byte order mark.
+    Lines end in LF: every editor reads it (Notepad since 2018), and ``grep`` and ``diff`` expect it. Encode the text as
+    UTF-8 without a byte order mark.
     """
     missing = [outcome for outcome in _in_order(outcomes) if outcome.failure]
     lines = [
@@ -94,9 +93,9 @@ def report_text(context: ReportContext, outcomes: Sequence[Outcome]) -> str:
 
 
 def manifest(context: ReportContext, outcomes: Sequence[Outcome]) -> dict[str, object]:
-    """Tell a program the same, as JSON values; images stand in the order's own order.
+    """Build the manifest for programs as JSON values, with the images in the order's own order.
 
-    ``schema`` grows when a reader of the former schema would misread; added keys alone leave it.
+    ``schema`` changes when a reader of the former one would misread the manifest, not for added keys alone.
     """
     ordered = _in_order(outcomes)
     entries = [outcome.entry for outcome in ordered if outcome.entry]
@@ -122,7 +121,7 @@ def manifest(context: ReportContext, outcomes: Sequence[Outcome]) -> dict[str, o
 
 
 def manifest_json(context: ReportContext, outcomes: Sequence[Outcome]) -> bytes:
-    """Encode the manifest. ASCII only: an uploader's name may hold halves of characters that UTF-8 cannot."""
+    """Encode the manifest in ASCII: an uploader's name may have lone surrogates, which UTF-8 cannot encode."""
     return json.dumps(manifest(context, outcomes), indent=2).encode("ascii") + b"\n"
 
 
@@ -154,7 +153,7 @@ def _retry_lines(context: ReportContext, missing: Sequence[Outcome]) -> list[str
         for number, url in enumerate(context.retry_urls, start=1)
     ]
     return [
-        "To get the missing images only, run this (with the same key, if the service asked you for one):",
+        "To download only the missing images, run this (with the same API key, if the service requires one):",
         "",
         *commands,
     ]

@@ -50,13 +50,13 @@ LOST = Outcome(
     position=2,
     image=_image("id-2", "bath.jpg"),
     attempts=3,
-    failure=Failure(reason=Reason.UPSTREAM_ERROR, detail="the API answered 503", upstream_status=503),
+    failure=Failure(reason=Reason.UPSTREAM_ERROR, detail="the API responded with 503", upstream_status=503),
 )
 GONE = _failed(Reason.NOT_FOUND)
 
 
-def test_report_for_people() -> None:
-    """The whole report, as a person finds it in the archive."""
+def test_report_text_of_an_archive_with_missing_images() -> None:
+    """The full text of a report, as in the archive."""
     assert report_text(CONTEXT, [GOOD, LOST, GONE]) == (
         "Download report\n"
         "===============\n"
@@ -75,18 +75,18 @@ def test_report_for_people() -> None:
         "\n"
         "- bath.jpg\n"
         "  id:     id-2\n"
-        "  why:    The image service had a fault. Trying again is likely to help.\n"
-        "  detail: the API answered 503\n"
+        "  why:    The image service had an error. Trying again is likely to help.\n"
+        "  detail: the API responded with 503\n"
         "\n"
-        "To get the missing images only, run this (with the same key, if the service asked you for one):\n"
+        "To download only the missing images, run this (with the same API key, if the service requires one):\n"
         "\n"
         "  curl --fail --location --output missing_images_1.zip "
         "'https://zip.example/orders/1/images?only=b&only=c'\"'\"'s'\n"
     )
 
 
-def test_report_when_nothing_is_missing() -> None:
-    """A complete archive's report says so and offers no second download."""
+def test_report_of_a_complete_archive_has_no_retry_command() -> None:
+    """A complete archive's report states its count and no second download."""
     text = report_text(CONTEXT, [GOOD])
 
     assert "1 of 1 images are in this archive." in text
@@ -95,8 +95,8 @@ def test_report_when_nothing_is_missing() -> None:
 
 
 @pytest.mark.parametrize("reason", [Reason.NOT_FOUND, Reason.EXPIRED, Reason.PROCESSING_FAILED])
-def test_report_does_not_send_people_on_a_pointless_errand(reason: Reason) -> None:
-    """Where no image can be had by trying again, the report says so instead of giving a command."""
+def test_report_without_retryable_images_has_no_retry_command(reason: Reason) -> None:
+    """Where trying again helps no image, the report states that instead of a command."""
     text = report_text(CONTEXT, [GOOD, _failed(reason)])
 
     assert "Trying again will not help." in text
@@ -104,8 +104,8 @@ def test_report_does_not_send_people_on_a_pointless_errand(reason: Reason) -> No
     assert "curl" not in text
 
 
-def test_what_was_bought_is_said() -> None:
-    """Credits are money: report and manifest tell how many it took, and the report is silent about none."""
+def test_report_and_manifest_state_spent_credits() -> None:
+    """Credits are money: both state how many were spent; the report omits a zero."""
     context = replace(CONTEXT, credits_spent=12)
 
     assert "3 of 3 images are in this archive.\nBought in full quality for it: 12.\n" in report_text(
@@ -115,15 +115,15 @@ def test_what_was_bought_is_said() -> None:
     assert manifest(context, [GOOD])["credits_spent"] == 12
 
 
-def test_every_reason_has_plain_words() -> None:
-    """A new reason cannot be forgotten here, and no two read alike."""
+def test_every_reason_has_its_own_plain_words() -> None:
+    """A new reason cannot be forgotten, and no two have the same text."""
     assert set(PLAIN_WORDS) == set(Reason)
     assert len({words for words, _ in PLAIN_WORDS.values()}) == len(Reason)
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_report_explains_every_reason(reason: Reason) -> None:
-    """Each missing image stands there with why, and whether trying again helps, in words and not in our terms."""
+    """Each missing image has its reason in plain words, and whether trying again helps."""
     text = report_text(CONTEXT, [_failed(reason)])
     words, retry = PLAIN_WORDS[reason]
 
@@ -132,8 +132,8 @@ def test_report_explains_every_reason(reason: Reason) -> None:
 
 
 @given(st.text(st.characters(codec=None)), st.text(st.characters(codec=None)))
-def test_nothing_in_the_report_breaks_its_lines(name: str, detail: str) -> None:
-    """Whatever an uploader or the upstream wrote stays within its line, and the report can be encoded."""
+def test_foreign_text_stays_within_its_report_line(name: str, detail: str) -> None:
+    """Any text of an uploader or the upstream stays within its line, and the report can be encoded."""
     context = replace(CONTEXT, order_name=name, retry_urls=[f"https://zip.example/{detail}"])
     plain = report_text(CONTEXT, [_failed(Reason.TIMEOUT, detail="plain")])
     text = report_text(context, [_failed(Reason.TIMEOUT, name=name, detail=f"plain {detail}")])
@@ -142,16 +142,16 @@ def test_nothing_in_the_report_breaks_its_lines(name: str, detail: str) -> None:
     assert text.encode("utf-8").count(b"\n") == len(plain.splitlines())
 
 
-def test_missing_name_is_said() -> None:
-    """An order or image without a name is called so."""
+def test_report_marks_missing_names() -> None:
+    """An order or image without a visible name is listed as "(no name)"."""
     text = report_text(replace(CONTEXT, order_name=""), [_failed(Reason.TIMEOUT, name="\u200b")])
 
     assert "Order:   (no name) (1111" in text
     assert "- (no name)\n" in text
 
 
-def test_manifest_for_programs() -> None:
-    """The whole manifest: schema, request, counts, and the images in the order's own order."""
+def test_manifest_lists_images_in_the_orders_order() -> None:
+    """The full manifest: schema, request, counts and images."""
     assert manifest(CONTEXT, [LOST, GOOD]) == {
         "schema": 1,
         "order_id": "11111111-1111-4111-8111-111111111111",
@@ -189,7 +189,7 @@ def test_manifest_for_programs() -> None:
                 "crc32": None,
                 "sha256": None,
                 "reason": "upstream_error",
-                "detail": "the API answered 503",
+                "detail": "the API responded with 503",
                 "upstream_status": 503,
             },
         ],
@@ -197,13 +197,13 @@ def test_manifest_for_programs() -> None:
 
 
 def test_manifest_without_missing_images_has_nothing_to_retry() -> None:
-    """A retry URL that asks for no image would ask for all: it is left out."""
+    """A retry URL without image ids would request all images: it is left out."""
     assert manifest(CONTEXT, [GOOD])["retry_urls"] == []
 
 
 @given(st.text(st.characters(codec=None)))
 def test_manifest_keeps_any_name_exactly(name: str) -> None:
-    """Programs get the original name back, whatever it holds."""
+    """Programs can read back any original name."""
     encoded = manifest_json(CONTEXT, [_failed(Reason.TIMEOUT, name=name)])
 
     assert encoded.isascii()
@@ -211,8 +211,8 @@ def test_manifest_keeps_any_name_exactly(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [REPORT_NAME, MANIFEST_NAME])
-def test_report_names_are_entry_names(name: str) -> None:
-    """The writer takes the names of the report and the manifest as they are."""
+def test_report_names_are_usable_entry_names(name: str) -> None:
+    """The writer stores the names of report and manifest unchanged."""
     writer = ArchiveWriter()
     writer.add(name, b"")
 
