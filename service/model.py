@@ -1,6 +1,6 @@
-"""The nouns every part of the service speaks: orders, images and what became of them.
+"""Domain model: orders, images, archive entries and outcomes.
 
-Frozen facts only: no I/O, no behaviour beyond simple questions about themselves.
+Frozen dataclasses and enumerations without I/O; their properties only derive from their own fields.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Readiness(StrEnum):
-    """Whether an image can be downloaded, read from the upstream's own status word."""
+    """Whether an image can be downloaded, derived from the upstream's status."""
 
     READY = "ready"
     NOT_READY = "not_ready"
@@ -18,7 +18,7 @@ class Readiness(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why an image is not in the archive: one fixed list for report, receipt, logs and metrics."""
+    """Why an image is not in the archive. Report, receipt, logs and metrics share these values."""
 
     NOT_READY = "not_ready"
     PROCESSING_FAILED = "processing_failed"
@@ -41,18 +41,18 @@ class Reason(StrEnum):
 
 
 class ArchiveOutcome(StrEnum):
-    """How a request for an archive ended: one fixed list for logs and metrics."""
+    """How a request for an archive ended. Receipt, logs and metrics share these values."""
 
-    COMPLETE = "complete"  # every image is in it
-    PARTIAL = "partial"  # it has a report of what is missing
-    NONE = "none"  # images were asked for, and an error status was answered
-    ABORTED = "aborted"  # broken off, by all or nothing, the end of the service or a fault of ours
-    CLIENT_GONE = "client_gone"  # its client left, or took nothing any more
-    REJECTED = "rejected"  # refused before any image was asked for
+    COMPLETE = "complete"  # every image is in the archive
+    PARTIAL = "partial"  # images are missing, and the archive has a report
+    FAILED = "failed"  # images were requested, and the response has an error status
+    ABORTED = "aborted"  # by on_error=abort, a shutdown or an internal error
+    CLIENT_GONE = "client_gone"  # the client disconnected or stopped reading
+    REJECTED = "rejected"  # with an error status, before any image was requested
 
 
 class Hop(StrEnum):
-    """The stations of a download, as metrics name them."""
+    """The upstream hops of a download; values of a metric label."""
 
     API = "api"
     ASSET = "asset"
@@ -60,13 +60,13 @@ class Hop(StrEnum):
 
 
 class ResumeMethod(StrEnum):
-    """How an image went on after a break: by asking for the rest, or anew with what was there skipped."""
+    """How a download continues after an interruption: with a Range request, or from the start, skipping sent bytes."""
 
     RANGE = "range"
     REPLAY = "replay"
 
 
-# Reasons that speak against the upstream as a whole, not against one image: a run of them gives up the rest.
+# Reasons that indicate a failing upstream, not one bad image. After a run of them the remaining images are given up.
 UPSTREAM_REASONS = frozenset(
     {
         Reason.RATE_LIMITED,
@@ -80,9 +80,9 @@ UPSTREAM_REASONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of an order as the upstream lists it.
+    """One image of an order, as listed by the upstream.
 
-    ``name`` is whatever the uploader chose: it may be empty, repeat, or hold any character.
+    ``name`` is the uploader's: it may be empty, repeated, or have any character.
     """
 
     image_id: str
@@ -95,9 +95,9 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order with its images, in the upstream's order, each image id once.
+    """An order with its images in the upstream's order, each image id once.
 
-    ``busy`` is true while brackets are being merged or images processed: an empty list may still fill.
+    ``busy`` is true while brackets are being merged or images processed: images may still be added.
     """
 
     order_id: str
@@ -108,10 +108,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class ImageOptions:
-    """How the upstream is asked to render every image of an archive; ``None`` leaves a choice to the API.
+    """Rendering options of every image of an archive; ``None`` is the API's default.
 
-    ``quality`` 1-90, ``max_width`` in pixels, ``scale`` in (0, 1]. Only ``preview=False`` without ``dev_mode``
-    spends credits.
+    ``quality`` 1-90, ``max_width`` in pixels, ``scale`` in (0, 1]. Only ``preview=False`` without ``dev_mode`` spends
+    credits.
     """
 
     format: str = "jpeg"
@@ -125,15 +125,15 @@ class ImageOptions:
 
     @property
     def spends_credits(self) -> bool:
-        """Whether fetching an image with these options may buy it."""
+        """Whether a download with these options may buy an image."""
         return not self.preview and not self.dev_mode
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The start of one copy of an image, its first bytes verified.
+    """Start of one copy of an image, its first bytes verified.
 
-    ``extension`` follows the real type, without a dot; ``size`` in bytes where the upstream promised one.
+    ``extension`` (no dot) follows the real type. ``size`` is in bytes, if the upstream declared one.
     """
 
     extension: str
@@ -142,17 +142,17 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The copy stopped coming and is being tried again: what was sent of it may still be continued."""
+    """Interruption of the copy. It is retried, and may continue where it stopped."""
 
 
-# What one image's download is made of, in order: ``Opened``, then bytes and interruptions. Another ``Opened``
-# starts a new copy and makes everything before it void. The stream ends only when the copy is complete.
+# The events of one image's download, in order: ``Opened``, then bytes and interruptions. Another ``Opened`` starts a
+# new copy and invalidates everything before it. The stream ends only when the copy is complete.
 DownloadEvent = Opened | Interrupted | bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one image is missing: a reason from the list, words for people, and the upstream's status if any."""
+    """Why one image is missing: the reason, a detail for people, and the upstream's status, if any."""
 
     reason: Reason
     detail: str
@@ -161,7 +161,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A finished entry of the archive: the size in bytes and CRC-32 that its central directory record states."""
+    """A finished entry of the archive, with the size in bytes and CRC-32 of its central directory record."""
 
     name: str
     size: int
@@ -170,10 +170,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one image: exactly one of ``entry`` and ``failure`` is set.
+    """Outcome of one image: exactly one of ``entry`` and ``failure`` is set.
 
-    ``position`` counts from 0 in the whole order; ``attempts`` counts requests for the image, 0 if it was never
-    asked for; ``sha256`` (lower-case hex) is there only when the caller asked for it.
+    ``position`` counts from 0 in the whole order. ``attempts`` counts requests for the image, 0 if there was none.
+    ``sha256`` (lower-case hex) is set only with ``manifest=always``.
     """
 
     position: int

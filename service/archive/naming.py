@@ -51,8 +51,8 @@ _PORTABLE = FileNameSanitizer(
 # letter in quadratic time.
 MAX_MARKS_IN_A_ROW = 30
 
-# Fast path: names like these, the most common, pass every rule unchanged. All rules take 50 µs a name, this check 2 µs,
-# and 2,000 names of an order must not delay other downloads.
+# Fast path: names like these, the most common, pass every rule unchanged. It costs 2 µs a name, all rules cost 50 µs,
+# and the 2,000 names of an order must not delay other downloads.
 _PLAIN_STEM = re.compile(
     r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])$)[a-z0-9_](?:[a-z0-9_ ()+,-]*[a-z0-9_()+,-])?", re.ASCII | re.IGNORECASE
 )

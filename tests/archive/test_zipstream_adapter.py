@@ -28,7 +28,7 @@ from tests.unzip_tools import Refused, seven_zip
     ],
 )
 def test_name_that_is_stored_as_given_has_no_problem(name: str) -> None:
-    """A usable name passes, whether it takes the short way or the trial."""
+    """Plain names pass at once, other usable names after a trial."""
     assert name_problem(name) is None
 
 
@@ -135,7 +135,7 @@ def test_zipstream_yields_one_directory_record_at_a_time() -> None:
 
 
 def test_seven_zip_needs_the_descriptor_of_a_first_entry_rolled_back(tmp_path: Path) -> None:
-    """Without it 7-Zip takes all that follows for the first entry: why a rolled-back entry gets its descriptor."""
+    """Without it 7-Zip reads all that follows as the first entry: why a rolled-back entry gets its descriptor."""
     bare = ZipStream()
     bare.add(iter([b"half an image" * 400, b"never sent"]), "half.jpg", size=10**6)
     framing = bare.file()

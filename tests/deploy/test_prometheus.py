@@ -81,7 +81,7 @@ class Truth:
             self.archives["rejected"] += 1
             return
         self.images.update(("failed", reason) for reason in reasons)
-        self.archives["none"] += 1
+        self.archives["failed"] += 1
 
 
 @dataclass(slots=True)

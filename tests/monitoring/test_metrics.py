@@ -176,11 +176,11 @@ async def test_no_archive(sandbox: Sandbox, service: str, client: aiohttp.Client
     async with client.get(images_url(service, order.order_id)) as response:
         assert response.status == 422
     scrape = await scrape_after(client, service)
-    assert scrape.above_zero("batch_archives_total") == {("none",): 1}
+    assert scrape.above_zero("batch_archives_total") == {("failed",): 1}
     assert scrape.above_zero("batch_images_total") == {("failed", "not_found"): 2}
     assert scrape("batch_archive_first_byte_seconds_count") == scrape("batch_archive_duration_seconds_count") == 0
     (finished,) = events(logged, "archive.finished")
-    assert (finished["outcome"], finished["why"]) == ("none", "no-images-available")
+    assert (finished["outcome"], finished["why"]) == ("failed", "no-images-available")
     assert (finished["first_byte_seconds"], finished["bytes"], finished["failed"]) == (None, 0, 2)
 
 

@@ -106,7 +106,7 @@ class ArchiveRecord:
         why = error.slug if isinstance(error, ServiceError | ArchiveAborted) else "internal-error"
         if self._response is not None:
             return ArchiveOutcome.ABORTED, why
-        return ArchiveOutcome.REJECTED if self._stream is None else ArchiveOutcome.NONE, why
+        return ArchiveOutcome.REJECTED if self._stream is None else ArchiveOutcome.FAILED, why
 
     def _good_ending(self) -> tuple[ArchiveOutcome, str | None]:
         if self._stream is None:

@@ -321,7 +321,7 @@ async def test_stats(sandbox: Sandbox, service: str, client: aiohttp.ClientSessi
     assert status == 200
     assert found.keys() == {"version", "uptime_seconds", "in_progress", "counters", "limits"}
     assert found["counters"] == {
-        "archives": {"complete": 0, "partial": 1, "none": 0, "aborted": 0, "client_gone": 0, "rejected": 0},
+        "archives": {"complete": 0, "partial": 1, "failed": 0, "aborted": 0, "client_gone": 0, "rejected": 0},
         "archive_bytes": len(data),
         "images": {"downloaded": 2, "failed:not_found": 1},
         "image_bytes": 2000,
