@@ -27,7 +27,8 @@ from service.streaming.budgets import DownloadShare, MemoryBudget
 from service.streaming.receipts import Receipts
 from service.upstream.api import UpstreamClient
 from service.upstream.health import UpstreamHealth
-from service.upstream.http.fetcher import Fetcher, open_session
+from service.upstream.http.fetcher import Fetcher
+from service.upstream.http.session import open_session
 from service.upstream.image_download import DownloadPolicy
 from service.upstream.order_watcher import Look, OrderWatcher
 from service.upstream.rate_limiter import RateLimiter
@@ -196,7 +197,7 @@ def _services(
     metrics = Metrics(version=running_version)
     metrics.watch_log(dropped_lines)
     breaker = UpstreamHealth(time.monotonic)
-    metrics.upstream_failing.set_function(lambda: breaker.is_open)
+    metrics.upstream_failing.set_function(lambda: breaker.is_failing)
     total_budget = MemoryBudget(settings.read_ahead_total_bytes)
     metrics.watch_read_ahead(lambda: total_budget.held_bytes, total_budget.limit_bytes)
     receipts = Receipts(limit=settings.max_receipts, ttl_seconds=settings.receipt_ttl_seconds)
@@ -303,15 +304,15 @@ def _upstream_clients(
     transport = Fetcher(
         session,
         rules,
-        politeness=RateLimiter(settings.upstream_requests_per_second, clock=asyncio.get_running_loop().time),
+        rate_limiter=RateLimiter(settings.upstream_requests_per_second, clock=asyncio.get_running_loop().time),
         api_headers=headers,
-        silence_seconds=settings.image_timeout_seconds,
+        idle_timeout_seconds=settings.image_timeout_seconds,
         metrics=metrics,
-        breaker=breaker,
+        health=breaker,
     )
     policy = DownloadPolicy(attempts=settings.image_attempts)
     base = settings.autoenhance_api_base
     return (
-        UpstreamClient(transport, api_base=base, policy=policy, metrics=metrics, breaker=breaker),
+        UpstreamClient(transport, api_base=base, policy=policy, metrics=metrics, health=breaker),
         UploadClient(transport, api_base=base, attempts=settings.image_attempts),
     )

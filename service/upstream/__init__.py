@@ -1,4 +1,4 @@
-"""The border to the Autoenhance API and its storage: the only place that talks to the outside.
+"""The client of the Autoenhance API and its storage: the only outbound requests of the service.
 
 aiohttp's errors and the API's payloads do not leave this folder.
 """

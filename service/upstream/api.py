@@ -1,9 +1,7 @@
-"""What the service asks of the Autoenhance API: an order, and its images as streams."""
+"""The client of the Autoenhance API: looks up an order, and downloads its images as streams."""
 
 import asyncio
 import functools
-import itertools
-import random
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -23,10 +21,12 @@ from service.errors import (
 from service.model import Failure, Image, ImageOptions, Order, Reason
 from service.monitoring.metrics import Metrics
 from service.upstream.health import UpstreamHealth
+from service.upstream.http.bodies import BodyTooLarge, read_bounded
 from service.upstream.http.fetcher import Fetcher
 from service.upstream.image_download import DownloadPolicy, ImageDownload
 from service.upstream.payloads import PayloadError, read_order
-from service.upstream.retry import AttemptFailed, backoff_seconds, status_failure
+from service.upstream.retry import AttemptFailed, status_failure
+from service.upstream.retry_loop import RetryLoop
 
 log = structlog.get_logger(__name__)
 
@@ -35,28 +35,28 @@ MAX_ORDER_BYTES = 32 * 1024 * 1024
 
 
 class UpstreamClient:
-    """The API as the rest of the service sees it. Shared by the whole process.
+    """Orders and images of the API. Shared by the whole process.
 
-    Without ``metrics`` and ``breaker`` it tells its own, which nobody asks.
+    ``metrics`` and ``health`` default to private, unexported instances.
     """
 
     def __init__(
         self,
-        transport: Fetcher,
+        fetcher: Fetcher,
         *,
         api_base: str,
         policy: DownloadPolicy,
         metrics: Metrics | None = None,
-        breaker: UpstreamHealth | None = None,
+        health: UpstreamHealth | None = None,
     ) -> None:
-        self._transport = transport
+        self._fetcher = fetcher
         self._api_base = api_base
         self._policy = policy
         self._metrics = metrics or Metrics()
-        self._breaker = breaker or UpstreamHealth(time.monotonic)
+        self._health = health or UpstreamHealth(time.monotonic)
 
     async def find_order(self, order_id: str, *, deadline: float) -> Order:
-        """Look an order up, trying again like for an image, until ``deadline`` by the event loop's clock.
+        """Look up an order, with retries as for an image, until ``deadline`` by the event loop's clock.
 
         Raises:
             OrderNotFound, UpstreamFailed, UpstreamInvalidResponse, UpstreamUnauthorized, UpstreamTimeout
@@ -69,19 +69,19 @@ class UpstreamClient:
         except AttemptFailed as error:
             raise _look_up_error(error.failure) from error
         except TimeoutError as error:
-            # The caller's deadline is shorter than the silence time-out, which would have told the breaker.
-            self._breaker.failed()
+            # The deadline is shorter than the idle timeout, at which the fetcher records the failure.
+            self._health.record_failure()
             raise UpstreamTimeout("The order look-up took too long.") from error
 
     def open_image(
         self, image: Image, options: ImageOptions, granted: Callable[[], None] = lambda: None
     ) -> ImageDownload:
-        """Return the download of an image, which starts when it is iterated.
+        """Return the download of an image. It starts when it is iterated.
 
-        ``granted`` is called once, when the API agrees to deliver: from then on a paid image is bought.
+        ``granted`` is called once, when the API has accepted the request: from then on a paid image is bought.
         """
         return ImageDownload(
-            self._transport,
+            self._fetcher,
             self._url("images", image.image_id, "enhanced", query=_query(options)),
             _image_headers(options),
             self._policy,
@@ -91,37 +91,29 @@ class UpstreamClient:
         )
 
     async def _look_up(self, url: URL) -> bytes:
-        for tries in itertools.count(1):
-            try:
-                return await self._read_json(url)
-            except AttemptFailed as error:
-                if not error.retryable or tries >= self._policy.attempts:
-                    raise
-                pause_seconds = backoff_seconds(tries, error.retry_after_seconds, random.random())
-                log.info("order.retried", reason=error.failure.reason.value, detail=error.failure.detail, attempt=tries)
-            await asyncio.sleep(pause_seconds)
-        raise AssertionError("the loop ends by returning or raising")
+        def on_retry(error: AttemptFailed, attempt: int) -> None:
+            log.info("order.retried", reason=error.failure.reason.value, detail=error.failure.detail, attempt=attempt)
+
+        return await RetryLoop(self._policy.attempts).run(lambda: self._read_json(url), on_retry)
 
     async def _read_json(self, url: URL) -> bytes:
-        async with self._transport.get(url, {"Accept": "application/json"}) as response:
+        async with self._fetcher.get(url, {"Accept": "application/json"}) as response:
             if response.status != HTTPStatus.OK:
                 raise status_failure(response.status, response.headers)
-            payload = bytearray()
-            while chunk := await response.read():
-                payload += chunk
-                if len(payload) > MAX_ORDER_BYTES:
-                    raise PayloadError("the answer is too large")
-            return bytes(payload)
+            try:
+                return await read_bounded(response.read, max_bytes=MAX_ORDER_BYTES)
+            except BodyTooLarge as error:
+                raise PayloadError("the response is too large") from error
 
     def _url(self, *segments: str, query: str = "") -> URL:
-        # Ids are data: whatever they hold, they stay one segment of the path.
+        # Ids are data: each stays one segment of the path, whatever characters it has.
         path = "/".join(quote(segment, safe="") for segment in segments)
         return URL(f"{self._api_base}/{path}{query}", encoded=True)
 
 
 @functools.lru_cache(maxsize=256)  # the same for every image of an archive
 def _query(options: ImageOptions) -> str:
-    """``preview`` is always said: the API's default may change, and full quality costs money."""
+    """Return the query. ``preview`` is always explicit: the API's default may change, and full quality costs money."""
     values = {
         "preview": options.preview,
         "format": options.format,
@@ -131,16 +123,16 @@ def _query(options: ImageOptions) -> str:
         "watermark": options.watermark,
         "finetune": options.finetune,
     }
-    said = {
+    parameters = {
         name: str(value).lower() if isinstance(value, bool) else f"{value}"
         for name, value in values.items()
         if value is not None
     }
-    return f"?{urlencode(said)}"
+    return f"?{urlencode(parameters)}"
 
 
 def _image_headers(options: ImageOptions) -> Mapping[str, str]:
-    # One client found that "Accept: application/json" keeps the image back; any type will do.
+    # A client of the API found that "Accept: application/json" yields no image; any type will do.
     return {"Accept": "*/*", "x-dev-mode": "true"} if options.dev_mode else {"Accept": "*/*"}
 
 
@@ -149,7 +141,7 @@ def _look_up_error(failure: Failure) -> ServiceError:
     if status == HTTPStatus.NOT_FOUND:
         return OrderNotFound("Autoenhance knows no order with this id.")
     if failure.reason is Reason.UNAUTHORIZED:
-        return UpstreamUnauthorized("Autoenhance refuses the API key of this service; its operator must mend it.")
+        return UpstreamUnauthorized("Autoenhance rejects the API key of this service; its operator must replace it.")
     if failure.reason is Reason.TIMEOUT:
         return UpstreamTimeout(f"The order look-up failed: {failure.detail}.")
     return UpstreamFailed(f"The order look-up failed: {failure.detail}.", upstream_status=status)

@@ -1,7 +1,7 @@
-"""What a picture file looks like by its first bytes; ``format_walkers`` finds its end.
+"""Sniffs the format of an image file from its first bytes; ``image_walkers`` finds its end.
 
-What comes from the API must have one of the formats that it renders. What goes there may also be what cameras and
-phones make (its page /file-guidelines/formats).
+An image from the API must have one of the formats that it renders. An upload may also have those of cameras and phones
+(the API's page /file-guidelines/formats).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """A picture format by the extension of its files, without a dot."""
+    """An image format by the extension of its files, without a dot."""
 
     extension: str
 
@@ -29,41 +29,41 @@ AVIF = ImageFormat("avif")
 JXL = ImageFormat("jxl")
 
 
-def bytes_to_sniff(head: bytes) -> int:
-    """Return how many first bytes ``sniff`` needs, from those that have come; at most ``MAX_SNIFF_BYTES``.
+def bytes_to_sniff(start: bytes) -> int:
+    """Return how many first bytes ``sniff`` needs, by those received so far; at most ``MAX_SNIFF_BYTES``.
 
     An ISO base media file lists its brands in a first box that states its own size.
     """
-    if head[4:8] == b"ftyp":
-        return min(max(SNIFF_BYTES, int.from_bytes(head[:4])), MAX_SNIFF_BYTES)
+    if start[4:8] == b"ftyp":
+        return min(max(SNIFF_BYTES, int.from_bytes(start[:4])), MAX_SNIFF_BYTES)
     return SNIFF_BYTES
 
 
-def sniff(head: bytes) -> ImageFormat | None:
-    """Return the format that the first bytes (``bytes_to_sniff``, fewer only at the end) announce, if any."""
-    if head.startswith(b"\xff\xd8\xff"):
+def sniff(start: bytes) -> ImageFormat | None:
+    """Return the format by the first bytes (``bytes_to_sniff``, fewer only at the end), if it is known."""
+    if start.startswith(b"\xff\xd8\xff"):
         return JPEG
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return WEBP
-    if head[4:8] == b"ftyp" and not _AVIF_BRANDS.isdisjoint(_brands(head)):
+    if start[4:8] == b"ftyp" and not _AVIF_BRANDS.isdisjoint(_brands(start)):
         return AVIF
-    if head.startswith((b"\xff\x0a", JXL_CONTAINER)):
+    if start.startswith((b"\xff\x0a", JXL_CONTAINER)):
         return JXL
     return None
 
 
-def _brands(head: bytes) -> list[bytes]:
+def _brands(start: bytes) -> list[bytes]:
     """Return the major and the compatible brands (ISO/IEC 14496-12 section 4.3; the minor version is between them)."""
-    end = min(int.from_bytes(head[:4]), len(head), MAX_SNIFF_BYTES)
-    return [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
+    end = min(int.from_bytes(start[:4]), len(start), MAX_SNIFF_BYTES)
+    return [start[8:12], *(start[at : at + 4] for at in range(16, end, 4))]
 
 
 # The brands of HEIC and HEIF (ISO/IEC 23008-12 annex B), and of Canon's CR3, which are ISO base media files like AVIF.
 _PHOTO_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"crx ")
 # TIFF in both byte orders (TIFF 6.0 section 2), which DNG, NEF, ARW, CR2 and most other raw formats are; big TIFF;
-# Olympus' and Panasonic's own kinds of it; Fujifilm's RAF; Sigma's X3F.
+# the variants of Olympus and Panasonic; Fujifilm's RAF; Sigma's X3F.
 _PHOTO_MAGIC = (
     b"II*\x00",
     b"MM\x00*",
@@ -75,12 +75,12 @@ _PHOTO_MAGIC = (
     b"FUJIFILMCCD-RAW",
     b"FOVb",
 )
-PHOTO_HEAD_BYTES = SNIFF_BYTES
+PHOTO_SNIFF_BYTES = SNIFF_BYTES
 
 
-def is_photo(head: bytes) -> bool:
-    """Whether the first bytes (``PHOTO_HEAD_BYTES``) are those of a photo that the API may take."""
-    known = sniff(head)
+def is_photo(start: bytes) -> bool:
+    """Whether the first bytes (``PHOTO_SNIFF_BYTES``) are those of a photo that the API may accept."""
+    known = sniff(start)
     if known is not None:
         return known is not JXL
-    return head.startswith(_PHOTO_MAGIC) or (head[4:8] == b"ftyp" and head[8:12] in _PHOTO_BRANDS)
+    return start.startswith(_PHOTO_MAGIC) or (start[4:8] == b"ftyp" and start[8:12] in _PHOTO_BRANDS)

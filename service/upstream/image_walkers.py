@@ -1,8 +1,8 @@
 """Finds where an image ends inside its own file, without decoding it.
 
 Each walker is fed the bytes of one file, in order and in chunks of any size. It skips segments, chunks and boxes
-by the lengths that they state, and keeps at most a few bytes of the chunk before. Bytes behind the end change nothing:
-phones append films, encoders pad.
+by their declared lengths, and keeps at most a few bytes of the previous chunk. Bytes behind the end change nothing:
+phones append videos, encoders pad.
 """
 
 import re
@@ -14,7 +14,7 @@ _NEVER = 1 << 64
 
 
 class Walker:
-    """Follow a file whose format does not show where it ends, such as a naked JPEG XL codestream."""
+    """Walks a file whose format has no detectable end, such as a bare JPEG XL codestream."""
 
     def __init__(self, ended: bool | None = None) -> None:  # noqa: FBT001 - one value, named as what it is
         self._ended = ended
@@ -22,11 +22,11 @@ class Walker:
         self._carry = b""
 
     def has_ended(self) -> bool | None:
-        """Tell whether the image's own end has been seen; ``None`` where its file cannot say."""
+        """Whether the image's own end has been seen; ``None`` if its format cannot show it."""
         return self._ended
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the file."""
+        """Process the next bytes of the file."""
         if self._ended is not False:
             return
         if self._skip >= len(chunk):
@@ -43,22 +43,22 @@ class Walker:
         self._skip = max(0, at - len(data))
 
     def _read(self, data: bytes, at: int) -> int | None:
-        """Return where to go on behind what starts at ``at``, also beyond ``data``; ``None`` if more bytes are needed.
+        """Return the offset behind the item at ``at``, also beyond ``data``; ``None`` if more bytes are needed.
 
-        ``data`` is then kept from ``at`` on, so at most a header may be left.
+        ``data`` is then kept from ``at`` on: at most a header.
         """
         del at
         return len(data)
 
 
 class _JpegWalker(Walker):
-    """ITU-T T.81 B.1.1: segments state their length; scan data has no marker but RSTn, because FF is stuffed as FF00.
+    """ITU-T T.81 B.1.1: segments declare their length; scan data has no marker but RSTn, because FF is stuffed as FF00.
 
     The thumbnail of an EXIF segment, an image of its own with its own end, is skipped with the segment.
 
-    To search all of the scan data costs 0.8 ms per MiB, seven times its CRC-32. So a large chunk whose last FFs are all
-    stuffed is taken for scan data up to its end: were the end of the image in there, none of what stands behind it
-    would have any reason to stuff them, unless it is another JPEG, which has an end too.
+    Searching all of the scan data costs 0.8 ms per MiB, seven times its CRC-32. So a large chunk whose last FFs are all
+    stuffed counts as scan data up to its end. Were the end of the image in it, nothing behind that would stuff its FFs,
+    unless it is another JPEG, which has an end too.
     """
 
     # Markers without a length (TEM, RSTn, SOI), stuffed and fill bytes are no marker to stop at.
@@ -72,7 +72,7 @@ class _JpegWalker(Walker):
         self._scanned = False
 
     def _is_scan_to_the_end(self, data: bytes, at: int) -> bool:
-        """Tell by a sample whether large ``data`` is nothing but scan data behind its last marker."""
+        """Whether a sample of large ``data`` shows only scan data behind its last marker."""
         if not self._scanned or len(data) - at < self._LARGE_CHUNK_BYTES:
             return False
         end = len(data)
@@ -120,7 +120,7 @@ class _PngWalker(Walker):
 
 
 class _WebpWalker(Walker):
-    """RFC 9649 section 2.3: the RIFF header states the size of all that follows its first 8 bytes."""
+    """RFC 9649 section 2.3: the RIFF header declares the size of all that follows its first 8 bytes."""
 
     _HEADER_BYTES = 8
     # With the form type and one chunk header. Writers that do not know the size yet leave a zero.
@@ -147,10 +147,10 @@ class _WebpWalker(Walker):
 class _BoxWalker(Walker):
     """ISO/IEC 14496-12 section 4.2: boxes of size, type and payload; here those at the top level of a file.
 
-    The image is whole with the last byte of its data, if its description has come too. The boxes listed here may
-    follow, and then must be whole as well; anything else is behind the end. AVIF has both its data (``mdat``) and its
-    description (``meta``, of a sequence ``moov``) in boxes; JPEG XL (ISO/IEC 18181-2 section 9) has its codestream
-    in ``jxlc``, or in several ``jxlp`` of which the last is marked as such.
+    The image is complete with the last byte of its data, if its description is complete too. The boxes listed here
+    may follow, and then must be complete as well; anything else is behind the end. AVIF has both its data (``mdat``)
+    and its description (``meta``, of a sequence ``moov``) in boxes; JPEG XL (ISO/IEC 18181-2 section 9) has its
+    codestream in ``jxlc``, or in several ``jxlp`` of which the last is marked as such.
     """
 
     _AVIF = frozenset({b"mdat", b"meta", b"moov", b"moof", b"mfra", b"sidx", b"free", b"skip", b"uuid", b"mpvd"})
@@ -163,7 +163,7 @@ class _BoxWalker(Walker):
         self._described = self._has_data = False
 
     def has_ended(self) -> bool | None:
-        """Tell whether all that belongs to the image has come, and no box is half there."""
+        """Whether data and description are complete, and no box is incomplete."""
         if self._ended is False:
             return self._described and self._has_data and not self._skip
         return self._ended
@@ -172,37 +172,37 @@ class _BoxWalker(Walker):
         header = data[at : at + 8]
         if len(header) < 8:  # noqa: PLR2004 - size and type
             return None
-        size, kind, payload = int.from_bytes(header[:4]), header[4:], at + 8
+        size, box_type, payload = int.from_bytes(header[:4]), header[4:], at + 8
         if size == self._LARGE:
             payload += 8
             if len(data) < payload:
                 return None
             size = int.from_bytes(data[at + 8 : payload])
         is_box = at + size >= payload or size == self._TO_THE_END
-        if self._described and self._has_data and not (is_box and kind in self._BOXES):
+        if self._described and self._has_data and not (is_box and box_type in self._BOXES):
             self._ended = True
             return len(data)
-        if kind == b"jxlp" and len(data) <= payload:
+        if box_type == b"jxlp" and len(data) <= payload:
             return None
-        self._note(kind, data[payload : payload + 1])
+        self._record_box(box_type, data[payload : payload + 1])
         if is_box and size == self._TO_THE_END and self._described and self._has_data:
             self._ended = None
         return at + size if is_box and size != self._TO_THE_END else at + _NEVER
 
-    def _note(self, kind: bytes, first: bytes) -> None:
-        self._described |= kind in {b"meta", b"moov", b"jxlc", b"jxlp"}
-        # The first bit of a part's number says that it is the last one.
-        self._has_data |= kind in {b"mdat", b"jxlc"} or (kind == b"jxlp" and first >= b"\x80")
+    def _record_box(self, box_type: bytes, first: bytes) -> None:
+        self._described |= box_type in {b"meta", b"moov", b"jxlc", b"jxlp"}
+        # The first bit of a part's number marks the last one.
+        self._has_data |= box_type in {b"mdat", b"jxlc"} or (box_type == b"jxlp" and first >= b"\x80")
 
 
-def new_walker(image_format: ImageFormat, head: bytes) -> Walker:
-    """Return a walker for a file of this format that starts with ``head``. It has not been fed these bytes yet."""
+def new_walker(image_format: ImageFormat, start: bytes) -> Walker:
+    """Return a walker for a file of this format that starts with ``start``. It has not been fed these bytes yet."""
     if image_format is JPEG:
         return _JpegWalker()
     if image_format is PNG:
         return _PngWalker()
     if image_format is WEBP:
         return _WebpWalker()
-    if image_format is AVIF or head.startswith(JXL_CONTAINER):
+    if image_format is AVIF or start.startswith(JXL_CONTAINER):
         return _BoxWalker()
     return Walker()

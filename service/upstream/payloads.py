@@ -1,4 +1,4 @@
-"""What the API sends, read tolerantly, as our own nouns.
+"""Parses the API's payloads tolerantly into ``model``.
 
 No field is required by the API's schema, shapes differ between its versions, and unknown fields come and go.
 """
@@ -10,16 +10,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from service.model import Image, Order, Readiness
 
-# Of a name more is not kept: no name is longer, and each is normalised, compared and put into lists.
+# Longer names are cut: no real name is longer, and each is normalised, compared and listed.
 MAX_NAME_CHARACTERS = 1000
 
 
 class PayloadError(Exception):
-    """The payload is not what it should be, however tolerantly it is read."""
+    """The payload is not an order, however tolerantly it is read."""
 
 
 def _text(value: Any) -> str | None:
-    """Ids and names have been seen as text only, but nothing promises it; objects become no text."""
+    """Ids and names have been seen as text only, but nothing promises it; objects become ``None``."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()  # JSON may hold halves of surrogate pairs
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -53,7 +53,7 @@ class ImagePayload(BaseModel):
     error: Flag = None
 
     def to_image(self, *, order_busy: bool) -> Image:
-        """Return the image as our noun."""
+        """Return the image of ``model``."""
         if not self.image_id:
             return Image("", self.image_name or "", Readiness.FAILED, self.status, "it is listed without an id")
         return Image(
@@ -73,7 +73,7 @@ class ImagePayload(BaseModel):
             return Readiness.FAILED
         if self.enhanced is not None:
             return Readiness.READY if self.enhanced else Readiness.NOT_READY
-        # Nothing is said. In a finished order the image is asked for: what is wrong with it will be reported.
+        # No status at all. In a finished order the image is requested: what is wrong with it will be reported.
         return Readiness.NOT_READY if order_busy else Readiness.READY
 
 
@@ -101,7 +101,7 @@ class OrderPayload(BaseModel):
     images: list[ImagePayload] | None = None
 
     def to_order(self, order_id: str) -> Order:
-        """Return the order as our noun; an image listed twice under one id counts once."""
+        """Return the order of ``model``; an image listed twice under one id counts once."""
         busy = bool(self.is_merging or self.is_processing)
         images: dict[str | int, Image] = {}
         for index, payload in enumerate(self.images or ()):
@@ -111,7 +111,7 @@ class OrderPayload(BaseModel):
 
 
 def read_order(order_id: str, payload: bytes) -> Order:
-    """Return the order that a look-up answered with.
+    """Parse the response of an order look-up.
 
     Raises:
         PayloadError: not JSON, or not an order.
@@ -120,7 +120,7 @@ def read_order(order_id: str, payload: bytes) -> Order:
         # The standard library's parser, because pydantic's refuses halves of surrogate pairs, which names may hold.
         order = OrderPayload.model_validate(json.loads(payload))
     except (ValueError, RecursionError) as error:
-        raise PayloadError("the answer is not an order") from error
+        raise PayloadError("the response is not an order") from error
     if not order.model_fields_set:
-        raise PayloadError("the answer has none of an order's fields")
+        raise PayloadError("the response has none of an order's fields")
     return order.to_order(order_id)

@@ -1,7 +1,7 @@
-"""Keeps the whole process below the API's request limit, and lets one 429 slow everybody down.
+"""A rate limiter for requests to the API, which one 429 pauses as a whole. Shared by the whole process.
 
-The API counts 300 requests per second and address (docs: rate limits), whoever makes them: so the limit here is
-the process's, not an archive's. Requests to the storage do not count.
+The API counts 300 requests per second and client address (docs: rate limits), so the limit here is the process's, not
+an archive's. Requests to the storage do not count.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from service.upstream.retry import RETRY_AFTER_CAP_SECONDS
 # The limiter is a leaky bucket that may be emptied at once. In a window this short the burst stays small: any second
 # sees at most the rate plus one window's worth.
 WINDOW_SECONDS = 0.1
-# How long everybody waits after a 429 that does not say how long: the API's limit resets "at once".
+# The pause after a 429 without Retry-After: the API's limit resets "at once".
 PAUSE_SECONDS = 1.0
 
 
 class RateLimiter:
-    """Gives turns to requests to the API. Shared by the whole process."""
+    """Limits requests to the API to a rate, and pauses all of them after a 429."""
 
     def __init__(
         self,
@@ -33,19 +33,19 @@ class RateLimiter:
         self._sleep = sleep
         self._resume_at = 0.0
 
-    async def turn(self) -> float:
-        """Wait until the next request may be sent; return how long that took, in seconds."""
-        asked = self._clock()
-        if asked >= self._resume_at and self._limiter.has_capacity():
-            await self._limiter.acquire()  # at once
+    async def acquire(self) -> float:
+        """Wait until the next request may be sent; return the wait in seconds."""
+        started = self._clock()
+        if started >= self._resume_at and self._limiter.has_capacity():
+            await self._limiter.acquire()  # returns without waiting
             return 0.0
         while (pause_seconds := self._resume_at - self._clock()) > 0:
             await self._sleep(pause_seconds)
         await self._limiter.acquire()
-        return self._clock() - asked
+        return self._clock() - started
 
-    def pause(self, asked_seconds: float | None) -> float:
-        """Let nobody send anything for the time a 429 asks for, within bounds; return that time in seconds."""
-        pause_seconds = PAUSE_SECONDS if asked_seconds is None else min(asked_seconds, RETRY_AFTER_CAP_SECONDS)
+    def pause(self, retry_after: float | None) -> float:
+        """Pause all API requests for the capped ``Retry-After``; return the pause in seconds."""
+        pause_seconds = PAUSE_SECONDS if retry_after is None else min(retry_after, RETRY_AFTER_CAP_SECONDS)
         self._resume_at = max(self._resume_at, self._clock() + pause_seconds)
         return pause_seconds

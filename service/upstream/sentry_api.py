@@ -1,4 +1,4 @@
-"""Reads the project's newest issues from Sentry's API, for the operator's page.
+"""The client of Sentry's API: lists the project's newest issues for the admin page.
 
 https://docs.sentry.io/api/events/list-a-projects-issues/
 """
@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from yarl import URL
 
 from service.errors import SentryInvalidResponse, SentryNotConfigured, SentryUnauthorized, SentryUnavailable
-from service.upstream.http.fetcher import ConnectionBroken
+from service.upstream.http.bodies import BodyTooLarge, read_bounded
+from service.upstream.http.session import ConnectionBroken
 
-# An operator waits for this; and a list of issues is small.
-ANSWER_SECONDS = 10.0
-MAX_ANSWER_BYTES = 4 * 1024 * 1024
-ISSUES_ASKED = 25
+# A person waits for this; and a list of issues is small.
+RESPONSE_TIMEOUT_SECONDS = 10.0
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024
+MAX_ISSUES = 25
 
 
 class _Issue(BaseModel):
@@ -58,55 +59,49 @@ class SentryApi:
             "SENTRY_PROJECT": project,
         }
 
-    async def unresolved(self) -> list[dict[str, Any]]:
-        """Return the newest unresolved issues, each with id, title, culprit, level, counts, times and address.
+    async def list_unresolved(self) -> list[dict[str, Any]]:
+        """Return the newest unresolved issues, each with id, title, culprit, level, counts, times and permalink.
 
         Raises:
             SentryNotConfigured, SentryUnauthorized, SentryUnavailable, SentryInvalidResponse
         """
-        token, organization, project = self._configured()
+        token, organization, project = self._require_settings()
         url = URL(self._base) / "api/0/projects" / organization / project / "issues/"
-        query = {"query": "is:unresolved", "limit": str(ISSUES_ASKED)}
+        query = {"query": "is:unresolved", "limit": str(MAX_ISSUES)}
         try:
             async with (
                 self._session.get(
                     url.with_query(query),
                     headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
-                    allow_redirects=False,  # the token is for this address alone
-                    timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS),
+                    allow_redirects=False,  # the token is for this URL alone
+                    timeout=aiohttp.ClientTimeout(total=RESPONSE_TIMEOUT_SECONDS),
                 ) as response,
             ):
                 if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
                     raise SentryUnauthorized(
-                        "Sentry refuses SENTRY_AUTH_TOKEN, or the token may not read this project."
+                        "Sentry rejects SENTRY_AUTH_TOKEN, or the token may not read this project."
                     )
                 if response.status != HTTPStatus.OK:
-                    raise SentryUnavailable(f"Sentry answered {response.status}.")
-                return _read(await _bounded(response))
+                    raise SentryUnavailable(f"Sentry responded with status {response.status}.")
+                body = await read_bounded(response.content.readany, max_bytes=MAX_RESPONSE_BYTES)
+                return _parse_issues(body)
+        except BodyTooLarge as error:
+            raise SentryInvalidResponse("Sentry's response is too large.") from error
         except TimeoutError as error:
-            raise SentryUnavailable(f"Sentry did not answer within {ANSWER_SECONDS:g} s.") from error
+            raise SentryUnavailable(f"Sentry did not respond within {RESPONSE_TIMEOUT_SECONDS:g} s.") from error
         except (ConnectionBroken, aiohttp.ClientError, OSError) as error:
             raise SentryUnavailable("Sentry cannot be reached.") from error
 
-    def _configured(self) -> tuple[str, ...]:
+    def _require_settings(self) -> tuple[str, ...]:
         missing = [name for name, value in self._settings.items() if not value]
         if missing:
             raise SentryNotConfigured(f"The operator must set {', '.join(missing)}.", missing=missing)
         return tuple(value for value in self._settings.values() if value)
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    answer = bytearray()
-    async for chunk in response.content.iter_any():
-        answer += chunk
-        if len(answer) > MAX_ANSWER_BYTES:
-            raise SentryInvalidResponse("Sentry's answer is too large.")
-    return bytes(answer)
-
-
-def _read(answer: bytes) -> list[dict[str, Any]]:
+def _parse_issues(body: bytes) -> list[dict[str, Any]]:
     try:
-        issues = _ISSUES.validate_json(answer)
+        issues = _ISSUES.validate_json(body)
     except ValidationError as error:
-        raise SentryInvalidResponse("Sentry's answer is not a list of issues.") from error
-    return [issue.model_dump() for issue in issues[:ISSUES_ASKED]]
+        raise SentryInvalidResponse("Sentry's response is not a list of issues.") from error
+    return [issue.model_dump() for issue in issues[:MAX_ISSUES]]

@@ -1,7 +1,7 @@
-"""Where requests may go: redirects, schemes, hosts and addresses. Pure decisions.
+"""The SSRF policy: which URLs, redirects, schemes, hosts and addresses are allowed. Pure decisions.
 
-The addresses a name resolves to are checked where the connection is made (``transport.PublicResolver``), so
-that what is checked is what is dialled.
+The addresses of a host name are checked when it is resolved for the connection (``http.resolver.PublicResolver``), so
+that the checked address is the one that is dialled.
 """
 
 import ipaddress
@@ -28,47 +28,47 @@ _ENDS_IN_A_NUMBER = re.compile(r"(.*\.)?([0-9]+|0[xX][0-9a-fA-F]*)\.?")
 
 
 class UrlRejected(Exception):
-    """A request target that the rules forbid; the message is fit for a report."""
+    """A URL that the policy rejects; the message is fit for a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class UrlPolicy:
-    """Which targets are allowed besides the API's own origin."""
+    """Which URLs are allowed besides the API's own origin."""
 
     api_origin: URL
     allow_private: bool = False
     allowed_hosts: Sequence[str] = ()
 
     def is_api(self, url: URL) -> bool:
-        """Whether the URL belongs to the API's origin (RFC 6454 section 4): only there the API key may go."""
+        """Whether the URL has the API's origin (RFC 6454 section 4): the API key goes there only."""
         return _origin(url) == _origin(self.api_origin)
 
     def check(self, url: URL) -> URL:
-        """Return the URL.
+        """Return the URL if it is allowed.
 
         Raises:
             UrlRejected: its scheme, host or literal address is not allowed.
         """
-        # Asked first: a host that is not encoded makes yarl fail, or means something else where it is resolved.
+        # Checked first: a host that is not encoded makes yarl fail, or means something else where it is resolved.
         if not (url.raw_host or "").isascii() or url.port == 0:
-            raise UrlRejected("an address with more than one reading is refused")
+            raise UrlRejected("a URL with an ambiguous host or port is rejected")
         if url.scheme not in {"http", "https"} or not url.host:
-            raise UrlRejected(f"only http and https can be fetched, not {url.scheme or 'a relative address'}")
+            raise UrlRejected(f"only http and https can be fetched, not {url.scheme or 'a relative URL'}")
         if url.user is not None or url.password is not None:
-            raise UrlRejected("an address with a user name is refused")
+            raise UrlRejected("a URL with a user name is rejected")
         if url.scheme == "http" and not self.allow_private:
-            raise UrlRejected("an unencrypted address is refused")
+            raise UrlRejected("an unencrypted URL is rejected")
         if self.allowed_hosts and not self.is_api(url) and not _host_matches(url.host, self.allowed_hosts):
             raise UrlRejected(f"the host {url.host} is not in UPSTREAM_ALLOWED_HOSTS")
         if not self.allow_private and _literal_is_private(url.host):
             raise UrlRejected(f"the address {url.host} is not a public one")
         return url
 
-    def follow(self, current: URL, location: str | None, hops: int) -> URL:
-        """Return the target of a redirect, ``hops`` of which have been followed before.
+    def resolve_redirect(self, current: URL, location: str | None, hops: int) -> URL:
+        """Return the target of a redirect, after ``hops`` earlier ones.
 
         Raises:
-            UrlRejected: no target, too many hops, a step from https to http, or a target the rules forbid.
+            UrlRejected: no target, too many hops, a downgrade from https to http, or a target that is not allowed.
         """
         if hops >= MAX_REDIRECTS:
             raise UrlRejected(f"more than {MAX_REDIRECTS} redirects")
@@ -76,14 +76,14 @@ class UrlPolicy:
             raise UrlRejected("a redirect without a target")
         target = _join(current, location)
         if target is None:
-            raise UrlRejected("a redirect to something that is not an address")
+            raise UrlRejected("a redirect to an invalid URL")
         if current.scheme == "https" and target.scheme == "http":
             raise UrlRejected("a redirect from https to http")
         return self.check(target)
 
 
 def is_private(address: str) -> bool:
-    """Whether an IP address is anything but a public unicast one, also when wrapped in an IPv6 transition range."""
+    """Whether an IP address is not a public unicast one, also when embedded in an IPv6 transition range."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -102,19 +102,19 @@ def _origin(url: URL) -> tuple[str, str | None, int | None]:
 
 
 def _join(current: URL, location: str) -> URL | None:
-    """Return where a redirect leads, or nothing if it is not an address or has more than one reading."""
+    """Return the target of a redirect, or ``None`` if it is no URL or an ambiguous one."""
     try:
-        # The target comes percent-encoded and may be signed: it must be sent back as it is.
+        # The target is percent-encoded and may be signed: it must be requested unchanged.
         target = current.join(URL(location, encoded=True)).with_fragment(None)
-        # Bad hosts and ports show only when they are asked for.
-        clear = (target.raw_host or "").isascii() and target.port != 0
+        # yarl detects bad hosts and ports only when they are read.
+        unambiguous = (target.raw_host or "").isascii() and target.port != 0
     except ValueError:
         return None
-    return target if clear else None
+    return target if unambiguous else None
 
 
 def _literal_is_private(host: str) -> bool:
-    """Names are judged when they are resolved."""
+    """Whether a literal IP address is private. Host names are checked when they are resolved."""
     return (":" in host or _ENDS_IN_A_NUMBER.fullmatch(host) is not None) and is_private(host)
 
 

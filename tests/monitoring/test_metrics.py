@@ -491,11 +491,11 @@ async def test_turns_tell_how_long_they_took() -> None:
     async def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    politeness = RateLimiter(1000, clock=lambda: now[0], sleep=sleep)
-    assert await politeness.turn() == 0
-    politeness.pause(2.5)
-    assert await politeness.turn() == 2.5
-    assert await politeness.turn() == 0
+    limiter = RateLimiter(1000, clock=lambda: now[0], sleep=sleep)
+    assert await limiter.acquire() == 0
+    limiter.pause(2.5)
+    assert await limiter.acquire() == 2.5
+    assert await limiter.acquire() == 0
 
 
 async def test_waiting_for_turns_is_counted(

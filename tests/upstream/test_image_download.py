@@ -1,4 +1,4 @@
-"""Every step of an image's ladder over real sockets, judged by what the storage was asked and what arrived."""
+"""Every step of the retry policy over real sockets, checked by the requests to the storage and the archive."""
 
 import asyncio
 from pathlib import Path
@@ -11,10 +11,11 @@ from service.archive.writer import ArchiveWriter
 from service.model import Image, ImageOptions, Readiness
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Origin, Sandbox, SandboxImage
 from service.upstream.api import UpstreamClient
-from service.upstream.http.fetcher import Fetcher, open_session
+from service.upstream.http.fetcher import Fetcher
+from service.upstream.http.session import open_session
 from service.upstream.image_download import DownloadPolicy
 from service.upstream.rate_limiter import RateLimiter
-from service.upstream.retry import FREE_REFUSALS
+from service.upstream.retry import MAX_FREE_RETRIES
 from service.upstream.url_policy import UrlPolicy
 from tests.archives import add_order, download, entries, failures_in, images_in, images_url, jpeg, manifest_in
 from tests.conftest import StartService
@@ -23,12 +24,12 @@ from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, Judge
 SIZE = 300_000
 CUT = 120_000
 RESET = Fault(Kind.RESET, after_bytes=CUT)
-# Silence is waited for this long, and no longer: what proves nothing else here needs the time.
+# A short idle timeout, so that the tests of silence are quick.
 QUICK = {"image_timeout_seconds": 0.4}
 
 
-def ranges_asked(sandbox: Sandbox, image: SandboxImage) -> list[str | None]:
-    """Return the Range header of each request that the storage got for an image."""
+def requested_ranges(sandbox: Sandbox, image: SandboxImage) -> list[str | None]:
+    """Return the Range header of each request for an image at the storage."""
     return [record.headers.get("Range") for record in sandbox.requests_for(image.image_id, "storage")]
 
 
@@ -51,17 +52,17 @@ FROM_START = [
 
 
 @pytest.mark.parametrize("fault", FROM_START)
-async def test_tried_again_from_the_start(
+async def test_failure_before_the_first_byte_is_retried_at_the_api(
     fault: Fault, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Step 1: what fails before any byte is asked for again at the API, never at the old redirect target."""
+    """Step 1: the image is requested again at the API, never at the old redirect target."""
     service = await start_service(**QUICK)
     order = add_order(sandbox, [SIZE])
     sandbox.faults.script(order.images[0].image_id, [fault])
     found = await download(client, images_url(service, order.order_id, "?manifest=always"))
     assert found["0.jpg"] == jpeg(SIZE)
     assert manifest_in(found)["images"][0]["attempts"] == 2
-    assert ranges_asked(sandbox, order.images[0]) == [None, None]
+    assert requested_ranges(sandbox, order.images[0]) == [None, None]
     assert len(sandbox.requests_for(order.images[0].image_id, "api")) == 2
     assert sandbox.reused_targets == 0
 
@@ -81,7 +82,7 @@ async def test_tried_again_from_the_start(
         pytest.param(Fault(Kind.REFUSED), "asset", id="connection refused"),
     ],
 )
-async def test_tried_again_after_a_hop_failed(
+async def test_failure_of_any_hop_is_retried(
     fault: Fault,
     origin: str,
     sandbox: Sandbox,
@@ -105,10 +106,10 @@ async def test_tried_again_after_a_hop_failed(
         pytest.param(Fault(Kind.SILENCE, after_bytes=CUT), id="silence"),
     ],
 )
-async def test_resumed_by_range(
+async def test_break_is_resumed_by_range(
     fault: Fault, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Step 2: after a break only the rest is asked for, on condition that the image is still the same."""
+    """Step 2: after a break only the rest is requested, on condition that the image is still the same."""
     service = await start_service(**QUICK)
     order = add_order(sandbox, [SIZE])
     sandbox.faults.script(order.images[0].image_id, [fault])
@@ -122,29 +123,33 @@ async def test_resumed_by_range(
     assert sandbox.reused_targets == 0
 
 
-async def test_resumed_again_and_again(
+async def test_every_break_is_resumed(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Each break resumes where the one before ended."""
+    """Each attempt resumes where the previous one ended."""
     service = await start_service(image_attempts=5)
     order = add_order(sandbox, [SIZE])
     sandbox.faults.script(order.images[0].image_id, [Fault(Kind.RESET, after_bytes=50_000)] * 4)
     found = await download(client, images_url(service, order.order_id))
     assert found == {"0.jpg": jpeg(SIZE)}
-    asked = ranges_asked(sandbox, order.images[0])
-    assert asked == [None, *(f"bytes={n}-" for n in (50_000, 100_000, 150_000, 200_000))]
+    assert requested_ranges(sandbox, order.images[0]) == [
+        None,
+        *(f"bytes={n}-" for n in (50_000, 100_000, 150_000, 200_000)),
+    ]
 
 
-async def test_resumed_without_a_known_length(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """An image whose length was never promised is resumed by its ETag."""
+async def test_image_of_unknown_length_is_resumed(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An image without Content-Length is resumed by its ETag."""
     order = sandbox.add_order([SandboxImage("0.jpg", body=jpeg(SIZE), content_lengths=False)])
     sandbox.faults.script(order.images[0].image_id, [Fault(Kind.CHUNKED_UNTERMINATED, after_bytes=CUT)])
     assert await download(client, images_url(service, order.order_id)) == {"0.jpg": jpeg(SIZE)}
-    assert ranges_asked(sandbox, order.images[0]) == [None, f"bytes={CUT}-"]
+    assert requested_ranges(sandbox, order.images[0]) == [None, f"bytes={CUT}-"]
 
 
 @pytest.mark.parametrize(
-    ("image", "script", "asked"),
+    ("image", "script", "ranges"),
     [
         pytest.param({"etags": False}, [RESET], [None, None], id="no ETag"),
         pytest.param({}, [RESET, Fault(Kind.NO_RANGES)], [None, f"bytes={CUT}-"], id="ranges ignored"),
@@ -154,22 +159,22 @@ async def test_resumed_without_a_known_length(sandbox: Sandbox, service: str, cl
         pytest.param({}, [RESET, Fault(Kind.WRONG_ETAG)], [None, f"bytes={CUT}-", None], id="206 of another version"),
     ],
 )
-async def test_replayed_from_the_start(
+async def test_break_without_ranges_is_replayed(
     image: dict[str, bool],
     script: list[Fault],
-    asked: list[str | None],
+    ranges: list[str | None],
     sandbox: Sandbox,
     service: str,
     client: aiohttp.ClientSession,
 ) -> None:
-    """Step 3: where ranges are not to be had, the image is fetched anew and what was sent of it is skipped."""
+    """Step 3: without ranges the image is requested again from its start, and what was sent is skipped."""
     order = sandbox.add_order([SandboxImage("0.jpg", body=jpeg(SIZE), **image)])  # type: ignore[arg-type]
     sandbox.faults.script(order.images[0].image_id, script)
     async with client.get(images_url(service, order.order_id)) as response:
         data = await response.read()
     assert data.count(b"PK\x03\x04") == 1, "the entry was not begun a second time"
     assert images_in(await download(client, images_url(service, order.order_id))) == {"0.jpg": jpeg(SIZE)}
-    assert ranges_asked(sandbox, order.images[0])[:-1] == asked
+    assert requested_ranges(sandbox, order.images[0])[:-1] == ranges
 
 
 @pytest.mark.parametrize(
@@ -179,14 +184,14 @@ async def test_replayed_from_the_start(
         pytest.param(False, [RESET, Fault(Kind.CHANGED_SILENTLY), None], id="other bytes, without an ETag"),
     ],
 )
-async def test_rolled_back_when_the_content_changed(
+async def test_changed_content_rolls_the_entry_back(
     etags: bool,  # noqa: FBT001
     script: list[Fault | None],
     sandbox: Sandbox,
     service: str,
     client: aiohttp.ClientSession,
 ) -> None:
-    """Step 4: halves of two versions are never joined; the entry begins anew, and only the whole one counts."""
+    """Step 4: parts of two versions are never joined; a new entry begins, and only the complete one counts."""
     order = sandbox.add_order([SandboxImage("0.jpg", body=jpeg(SIZE), etags=etags), SandboxImage("1.jpg", jpeg(500))])
     sandbox.faults.script(order.images[0].image_id, script)
     gate = sandbox.faults.pause(order.images[1].image_id, origin="api")
@@ -215,10 +220,10 @@ async def test_rolled_back_when_the_content_changed(
         pytest.param(Fault(Kind.REDIRECT_TO, location="http://user@127.0.0.1/"), "redirect_refused", id="redirect"),
     ],
 )
-async def test_tries_used_up(
+async def test_failed_attempts_are_reported(
     fault: Fault, reason: str, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Step 5: when every try has failed, the image is reported with its reason and the number of attempts."""
+    """Step 5: when every attempt has failed, the image is reported with its reason and their number."""
     service = await start_service(**QUICK)
     order = add_order(sandbox, [1000, SIZE])
     hop = "asset" if fault.kind is Kind.REDIRECT_TO else "storage"
@@ -229,19 +234,19 @@ async def test_tries_used_up(
     assert manifest_in(found)["images"][1]["attempts"] == 3
 
 
-async def test_a_rate_limit_is_waited_for(
+async def test_rate_limit_uses_up_no_attempt(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Several 429s cost an image none of its tries; one that meets nothing else is reported in the end."""
+    """Several 429 responses use up no attempt; an image that gets no other is reported in the end."""
     service = await start_service(**{**QUICK, "image_attempts": 1})
     order = add_order(sandbox, [1000, SIZE])
     refused = Fault(Kind.STATUS, status=429, retry_after=0)
-    sandbox.faults.script(order.images[0].image_id, [refused] * FREE_REFUSALS, origin="storage")
+    sandbox.faults.script(order.images[0].image_id, [refused] * MAX_FREE_RETRIES, origin="storage")
     sandbox.faults.always(order.images[1].image_id, refused, origin="storage")
     found = await download(client, images_url(service, order.order_id))
     assert images_in(found) == {"0.jpg": jpeg(1000)}
     assert failures_in(found) == {"1.jpg": "rate_limited"}
-    assert [one["attempts"] for one in manifest_in(found)["images"]] == [FREE_REFUSALS + 1] * 2
+    assert [one["attempts"] for one in manifest_in(found)["images"]] == [MAX_FREE_RETRIES + 1] * 2
 
 
 @pytest.mark.parametrize(
@@ -249,10 +254,10 @@ async def test_a_rate_limit_is_waited_for(
     [(400, "rejected"), (401, "unauthorized"), (402, "no_credits"), (403, "unauthorized"), (404, "not_found"),
      (410, "not_found"), (422, "rejected")],
 )  # fmt: skip
-async def test_not_tried_again(
+async def test_final_status_is_not_retried(
     status: int, reason: str, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """An answer of the API that another try cannot change is final at once."""
+    """A response of the API that another attempt cannot change is final at once."""
     order = add_order(sandbox, [1000, SIZE])
     sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=status), origin="api")
     found = await download(client, images_url(service, order.order_id))
@@ -274,8 +279,10 @@ async def test_not_tried_again(
         pytest.param(Fault(Kind.PADDED_HEADERS), id="white space around header values"),
     ],
 )
-async def test_odd_but_whole(fault: Fault, sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """What is unusual but complete arrives as it is."""
+async def test_unusual_but_complete_response_is_accepted(
+    fault: Fault, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An unusual but complete response arrives unchanged."""
     order = add_order(sandbox, [SIZE])
     sandbox.faults.always(order.images[0].image_id, fault)
     assert await download(client, images_url(service, order.order_id)) == {"0.jpg": jpeg(SIZE)}
@@ -285,7 +292,7 @@ async def test_odd_but_whole(fault: Fault, sandbox: Sandbox, service: str, clien
 async def test_reused_connection_that_is_closed_uses_up_no_attempt(
     origin: Origin, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """A request on an idle connection that the server closes is sent once more, and nothing before it is."""
+    """A request on an idle connection that the server closes is repeated, and no earlier request is."""
     service = await start_service(image_attempts=1, images_in_flight=1)
     order = add_order(sandbox, [1000] * 4)
     for image in order.images:
@@ -313,10 +320,10 @@ async def test_trailers_without_an_end_are_a_failed_attempt(
     assert list(failures_in(found)) == ["1.jpg"]
 
 
-async def test_body_without_any_framing_must_show_its_own_end(
+async def test_close_delimited_image_needs_its_end_marker(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """Where neither length nor chunks tell the end, a picture without its end marker is not believed."""
+    """A close-delimited image without its end marker is truncated."""
     order = sandbox.add_order([SandboxImage("0.jpg", jpeg(500)), SandboxImage("1.jpg", body=jpeg(SIZE)[:-2])])
     sandbox.faults.always(order.images[1].image_id, Fault(Kind.CLOSE_DELIMITED))
     found = await download(client, images_url(service, order.order_id))
@@ -340,10 +347,10 @@ def drawn(sandbox: Sandbox, form: str) -> bytes:
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp", "avif"])
-async def test_bytes_behind_the_end(
+async def test_bytes_behind_the_end_marker_are_kept(
     form: str, framing: Fault | None, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """An image is complete once its own end was seen, whatever follows, and arrives with all of it."""
+    """An image is complete once its end marker was seen; what follows is delivered too."""
     picture = drawn(sandbox, form)
     bodies = [picture, *(picture + trailing for trailing in (b"\0\0", bytes(65), bytes(1000), bytes(3_000_000), FILM))]
     order = sandbox.add_order([SandboxImage("image.jpg", body, content_type="image/jpeg") for body in bodies])
@@ -355,10 +362,10 @@ async def test_bytes_behind_the_end(
 
 @pytest.mark.parametrize("form", ["jpeg", "png", "webp", "avif"])
 @pytest.mark.parametrize("framing", FRAMINGS)
-async def test_an_image_that_is_stored_cut_off(
+async def test_image_without_its_end_marker_is_truncated(
     form: str, framing: Fault | None, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """An image without its end is none, even where length or chunks agree with what came."""
+    """An image without its end marker is truncated, even if length or chunks agree with the body."""
     picture = drawn(sandbox, form)
     bodies = [jpeg(500), picture[: len(picture) * 6 // 10], picture[:-1]]
     order = sandbox.add_order([SandboxImage("image.jpg", body, content_type="image/jpeg") for body in bodies])
@@ -368,7 +375,9 @@ async def test_an_image_that_is_stored_cut_off(
     assert [one["reason"] for one in manifest_in(found)["images"]] == [None, "truncated", "truncated"]
 
 
-async def test_cut_behind_the_end_of_a_thumbnail(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def test_end_marker_of_a_thumbnail_does_not_count(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
     """The end marker of a JPEG's thumbnail is not the JPEG's own."""
     thumbnail = b"Exif\0\0" + jpeg(900)
     start = b"\xff\xd8\xff\xe1" + (len(thumbnail) + 2).to_bytes(2) + thumbnail
@@ -378,10 +387,10 @@ async def test_cut_behind_the_end_of_a_thumbnail(sandbox: Sandbox, service: str,
     assert [one["reason"] for one in manifest_in(found)["images"]] == ["truncated", None]
 
 
-async def test_a_broken_image_with_bytes_behind_its_end(
+async def test_break_before_and_behind_the_end_marker_is_resumed(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """What a break interrupts is followed across it, within the image as behind its end."""
+    """The image is parsed across a break, within it as behind its end."""
     order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=SIZE, padding_bytes=SIZE) for _ in range(3)])
     for image, cut in zip(order.images, (CUT, SIZE - 1, SIZE + CUT), strict=True):
         sandbox.faults.script(image.image_id, [Fault(Kind.RESET, after_bytes=cut)])
@@ -389,8 +398,8 @@ async def test_a_broken_image_with_bytes_behind_its_end(
     assert list(found.values()) == [sandbox.body(image.image_id) for image in order.images]
 
 
-async def test_a_brand_far_behind(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """An AVIF that names other brands first is one, also if its first bytes come one by one."""
+async def test_avif_brand_may_be_listed_late(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """An AVIF with other brands first is recognised, also if its first bytes arrive in small chunks."""
     brands = b"mif1\0\0\0\0" + b"mif1miafMA1Bmsf1" * 8 + b"avif"
     rest = drawn(sandbox, "avif")
     body = (len(brands) + 8).to_bytes(4) + b"ftyp" + brands + rest[int.from_bytes(rest[:4]) :]
@@ -399,17 +408,17 @@ async def test_a_brand_far_behind(sandbox: Sandbox, service: str, client: aiohtt
     assert await download(client, images_url(service, order.order_id)) == {"0.avif": body, "0_2.avif": body}
 
 
-async def test_retries_of_the_order_look_up(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """A look-up that fails once is made again."""
+async def test_order_look_up_is_retried(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """A look-up that fails once is repeated."""
     order = add_order(sandbox, [1000])
     sandbox.faults.order(order.order_id, [Fault(Kind.STATUS, status=503), Fault(Kind.RESET)])
     assert len(await download(client, images_url(service, order.order_id))) == 1
 
 
-async def test_gives_up_on_an_upstream_that_keeps_failing(
+async def test_failing_upstream_is_abandoned(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """After so many failures of the upstream in a row the rest is reported, not asked for."""
+    """After too many consecutive failures of the upstream the rest is reported, not requested."""
     service = await start_service(give_up_after=3, images_in_flight=1, image_attempts=1)
     order = add_order(sandbox, [1000] * 8)
     for image in order.images[1:]:
@@ -425,7 +434,7 @@ async def test_gives_up_on_an_upstream_that_keeps_failing(
 async def test_rolled_back_entries_are_invisible(
     judge: Judge, sandbox: Sandbox, service: str, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """Whatever was rolled back in the middle of an archive, every unzip program sees the whole images alone."""
+    """Every unzip program sees only the complete images of an archive with rolled-back entries."""
     order = add_order(sandbox, [SIZE] * 4)
     sandbox.faults.script(order.images[1].image_id, [RESET, Fault(Kind.CHANGED)])
     sandbox.faults.always(order.images[2].image_id, Fault(Kind.WRONG_TYPE))
@@ -444,20 +453,20 @@ async def test_rolled_back_entries_are_invisible(
     }
 
 
-async def test_slow_reader_uses_up_no_tries(sandbox: Sandbox) -> None:
-    """Breaks after the reader held back do not count as tries, as long as each attempt brings the image forward."""
+async def test_backpressure_uses_up_no_attempt(sandbox: Sandbox) -> None:
+    """Breaks after backpressure use up no attempt, as long as each attempt makes progress."""
     order = add_order(sandbox, [SIZE])
     sandbox.faults.script(order.images[0].image_id, [Fault(Kind.RESET, after_bytes=50_000)] * 5)
     async with open_session(allow_private=True, connect_timeout_seconds=5) as session:
-        transport = Fetcher(
+        fetcher = Fetcher(
             session,
             UrlPolicy(URL(sandbox.api_origin), allow_private=True),
-            politeness=RateLimiter(100, clock=asyncio.get_running_loop().time),
+            rate_limiter=RateLimiter(100, clock=asyncio.get_running_loop().time),
             api_headers={"x-api-key": sandbox.api_key},
-            silence_seconds=5,
+            idle_timeout_seconds=5,
         )
         policy = DownloadPolicy(attempts=2, backpressure_seconds=0)
-        upstream = UpstreamClient(transport, api_base=sandbox.api_base, policy=policy)
+        upstream = UpstreamClient(fetcher, api_base=sandbox.api_base, policy=policy)
         image = Image(order.images[0].image_id, "0.jpg", Readiness.READY)
         download = upstream.open_image(image, ImageOptions())
         received = b"".join([event async for event in download.events() if isinstance(event, bytes)])
@@ -465,24 +474,24 @@ async def test_slow_reader_uses_up_no_tries(sandbox: Sandbox) -> None:
     assert download.attempts == 6
 
 
-async def test_fault_of_our_own_breaks_the_connection(
+async def test_internal_error_aborts_the_connection(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the service itself fails in mid-archive, the transfer breaks; it never ends as if it were whole."""
+    """When the service itself fails in the middle of an archive, the response is aborted, never ended cleanly."""
     order = add_order(sandbox, [1000] * 3)
 
     def fail(_writer: ArchiveWriter) -> None:
-        raise RuntimeError("a fault of our own")
+        raise RuntimeError("an internal error")
 
     monkeypatch.setattr(ArchiveWriter, "finish", fail)
     with pytest.raises(aiohttp.ClientPayloadError):
         await download(client, images_url(service, order.order_id))
 
 
-async def test_malformed_chunk_behind_delivered_data(
+async def test_malformed_chunk_behind_delivered_data_is_retried(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """A body whose chunked framing breaks while it waits in a full buffer is tried again like any other break."""
+    """A body whose chunked framing breaks while it waits in a full buffer is retried like any other break."""
     service = await start_service(image_timeout_seconds=0.6, image_attempts=5, read_ahead_bytes=100_000)
     small = [SandboxImage(f"{n}.jpg", size_bytes=50_000, content_lengths=False) for n in range(1, 5)]
     order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=6_000_000), *small])

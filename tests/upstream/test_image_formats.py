@@ -1,4 +1,4 @@
-"""What a picture file looks like, judged on files that a real encoder made."""
+"""Sniffing of image formats, on files of real encoders."""
 
 import io
 
@@ -49,7 +49,9 @@ FORMATS = [
 
 
 @pytest.mark.parametrize(("name", "options", "image_format"), FORMATS)
-def test_real_picture_is_known_by_its_head(name: str, options: dict[str, object], image_format: ImageFormat) -> None:
+def test_format_is_sniffed_from_the_first_bytes(
+    name: str, options: dict[str, object], image_format: ImageFormat
+) -> None:
     """The first bytes are enough, and more of them change nothing."""
     picture = _encoded(name, **options)
 
@@ -58,7 +60,7 @@ def test_real_picture_is_known_by_its_head(name: str, options: dict[str, object]
 
 
 @pytest.mark.parametrize(
-    "head",
+    "start",
     [
         pytest.param(b"\0\0\0\x1cftypavis\0\0\0\0avismsf1", id="sequence"),
         pytest.param(b"\0\0\0\x20ftypmif1\0\0\0\0mif1miafavif", id="compatible_brand"),
@@ -66,20 +68,20 @@ def test_real_picture_is_known_by_its_head(name: str, options: dict[str, object]
         pytest.param(b"\0\0\x10\0ftypmif1\0\0\0\0" + b"junk" * 1019 + b"avif", id="last_brand_that_is_read"),
     ],
 )
-def test_other_avif_heads(head: bytes) -> None:
-    """AVIF may come as a sequence, or with its brand only among the compatible ones, however far behind."""
-    assert sniff(head[: bytes_to_sniff(head[:SNIFF_BYTES])]) is AVIF
+def test_avif_brand_may_be_anywhere_in_the_list(start: bytes) -> None:
+    """AVIF may be a sequence, or have its brand among the compatible ones, at any position."""
+    assert sniff(start[: bytes_to_sniff(start[:SNIFF_BYTES])]) is AVIF
 
 
-def test_how_much_is_read_of_a_list_of_brands() -> None:
-    """No more than a file's first box, and of a box that claims to be huge a bounded part."""
+def test_list_of_brands_is_bounded() -> None:
+    """No more than a file's first box is sniffed, and of a huge box a bounded part."""
     assert bytes_to_sniff(b"\0\0\0\x64ftypmif1") == 0x64
     assert bytes_to_sniff(b"\xff\xff\xff\xffftypmif1") == MAX_SNIFF_BYTES
     assert bytes_to_sniff(b"\0\0\0\0ftypmif1") == bytes_to_sniff(b"") == SNIFF_BYTES
 
 
 @pytest.mark.parametrize(
-    "head",
+    "start",
     [
         pytest.param(b"", id="empty"),
         pytest.param(b"\xff\xd8", id="half_a_signature"),
@@ -103,6 +105,6 @@ def test_how_much_is_read_of_a_list_of_brands() -> None:
         pytest.param(b"\0" * 64, id="zeros"),
     ],
 )
-def test_what_is_no_picture(head: bytes) -> None:
-    """Error pages, documents and pictures of formats that the API does not render are not taken for images."""
-    assert sniff(head) is None
+def test_other_content_is_no_image(start: bytes) -> None:
+    """Error pages, documents and images of formats that the API does not render are rejected."""
+    assert sniff(start) is None

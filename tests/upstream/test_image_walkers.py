@@ -1,4 +1,4 @@
-"""Where an image ends in its file, judged on files that real encoders made, in chunks of any size."""
+"""Where an image ends in its file: files of real encoders, in chunks of any size."""
 
 import io
 import itertools
@@ -75,31 +75,31 @@ FILM = b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + struct.pack(">I4s", 1000, b"mdat"
 
 
 def ended(*chunks: bytes) -> bool | None:
-    """Walk a file that comes in these chunks."""
-    head = b"".join(chunks)[:4096]
-    image_format = sniff(head)
+    """Walk a file of these chunks; return whether it has ended."""
+    start = b"".join(chunks)[:4096]
+    image_format = sniff(start)
     assert image_format is not None
-    walker = new_walker(image_format, head)
+    walker = new_walker(image_format, start)
     for chunk in chunks:
         walker.feed(chunk)
     return walker.has_ended()
 
 
 def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:
-    """Cut data at these places."""
-    places = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
-    return [data[start:stop] for start, stop in itertools.pairwise(places)]
+    """Cut data at these offsets."""
+    offsets = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
+    return [data[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
 @pytest.mark.parametrize("content", FILES)
-def test_a_whole_file(content: bytes) -> None:
+def test_complete_file_has_ended(content: bytes) -> None:
     """It has ended with its last byte, in one chunk and byte by byte."""
     assert ended(content) is True
     assert ended(*(content[at : at + 1] for at in range(len(content)))) is True
 
 
 @pytest.mark.parametrize("content", FILES)
-def test_a_file_cut_off_anywhere(content: bytes) -> None:
+def test_truncated_file_has_not_ended(content: bytes) -> None:
     """A file without its last bytes has not ended, wherever it is cut: also right behind the end of a thumbnail."""
     found = sniff(content)
     assert found is not None
@@ -110,15 +110,15 @@ def test_a_file_cut_off_anywhere(content: bytes) -> None:
 
 
 @given(st.sampled_from(CONTENTS), st.binary(max_size=300), st.lists(st.integers(0, 2**20), max_size=12))
-def test_whatever_follows_a_whole_file(content: bytes, trailing: bytes, cuts: list[int]) -> None:
+def test_trailing_bytes_change_nothing(content: bytes, trailing: bytes, cuts: list[int]) -> None:
     """Bytes behind the end of an image change nothing, wherever the chunks are cut."""
     assert ended(*split(content + trailing, cuts)) is True
 
 
 @given(st.sampled_from(CONTENTS), st.integers(1, 2**20), st.lists(st.integers(0, 2**20), max_size=12))
 @settings(max_examples=300)
-def test_chunks_of_a_file_cut_off(content: bytes, missing: int, cuts: list[int]) -> None:
-    """The chunks in which a file comes do not change what it is taken for."""
+def test_chunk_sizes_change_nothing(content: bytes, missing: int, cuts: list[int]) -> None:
+    """A truncated file has not ended, however it is cut into chunks."""
     cut = content[: max(32, len(content) - missing)]
     assert ended(*split(cut, cuts)) is False
 
@@ -135,23 +135,23 @@ def test_chunks_of_a_file_cut_off(content: bytes, missing: int, cuts: list[int])
         pytest.param(encoded("JPEG"), id="another image"),
     ],
 )
-def test_what_is_appended_to_photos(content: bytes, trailing: bytes) -> None:
+def test_appended_data_is_behind_the_end(content: bytes, trailing: bytes) -> None:
     """Paddings, motion photos and second images are behind the end."""
     assert ended(content + trailing) is True
     assert ended(content, trailing) is True
 
 
 @given(st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x20\0\0\0WEBP"]), st.binary(max_size=400))
-def test_any_bytes_can_be_walked(start: bytes, rest: bytes) -> None:
-    """What is no image behind its first bytes is walked without an error, in whole and in halves to the same end."""
+def test_arbitrary_bytes_are_walked(start: bytes, rest: bytes) -> None:
+    """A file that is no image behind its first bytes is walked without an error, with the same result in any chunks."""
     data = start + rest
     assert ended(data) == ended(*split(data, [len(data) // 2])) == ended(*split(data, range(len(data))))
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"meta", b"mdat", b"free", b"junk"]))
-def test_any_boxes_can_be_walked(rest: bytes, kind: bytes) -> None:
+def test_arbitrary_boxes_are_walked(rest: bytes, box_type: bytes) -> None:
     """The same for boxes."""
-    data = b"\0\0\0\x14ftypavif\0\0\0\0avif\0\0\0\x09" + kind + b"x" + rest
+    data = b"\0\0\0\x14ftypavif\0\0\0\0avif\0\0\0\x09" + box_type + b"x" + rest
     assert ended(data) == ended(*split(data, [len(data) // 2])) == ended(*split(data, range(len(data))))
 
 
@@ -160,7 +160,7 @@ JXL_START = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x14ftypjxl \0\0\0\0jxl "
 
 
 @pytest.mark.parametrize(
-    ("content", "verdict"),
+    ("content", "expected"),
     [
         pytest.param(AVIF_START + b"\0\0\0\0mdat" + bytes(50), None, id="avif data to the end of the file"),
         pytest.param(AVIF_START + b"\0\0\0\x01mdat" + (16 + 50).to_bytes(8) + bytes(50), True, id="64-bit size"),
@@ -187,14 +187,14 @@ JXL_START = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x14ftypjxl \0\0\0\0jxl "
         pytest.param(b"RIFF\0\0\0\0WEBP" + b"x" * 203, None, id="webp of unknown size"),
     ],
 )
-def test_where_a_file_ends(content: bytes, verdict: bool | None) -> None:  # noqa: FBT001 - what is expected
-    """By its own structure, whatever its encoder."""
-    assert ended(content) is verdict
-    assert ended(*split(content, range(len(content)))) is verdict
+def test_end_of_file_structures(content: bytes, expected: bool | None) -> None:  # noqa: FBT001 - what is expected
+    """The end is found by the file's structure, whatever its encoder."""
+    assert ended(content) is expected
+    assert ended(*split(content, range(len(content)))) is expected
 
 
-def test_a_large_photo() -> None:
-    """A photo of megabytes comes in large chunks: its end is seen in whichever it is, with whatever follows."""
+def test_large_photo_in_large_chunks() -> None:
+    """The end of a photo of megabytes is seen in any chunk, with any trailing bytes."""
     grain = Image.frombytes("RGB", (1000, 700), random.Random(1).randbytes(1000 * 700 * 3))
     for progressive in (False, True):
         file = io.BytesIO()
@@ -211,8 +211,8 @@ def test_a_large_photo() -> None:
                 assert ended(*(cut[at : at + size] for at in range(0, len(cut), size))) is False
 
 
-def test_a_scan_in_small_chunks() -> None:
-    """Stuffed bytes and markers cut in two are what they are in one."""
+def test_scan_data_in_small_chunks() -> None:
+    """Stuffed bytes and markers may be cut in two."""
     start, end = b"\xff\xd8\xff\xda\0\x02", b"\xff\xd9"
     body = [b"\xff\0" * 500 + b"\xff", b"\xd0" + b"x" * 1000] * 200
     assert ended(start, *body, end[:1]) is False

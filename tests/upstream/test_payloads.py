@@ -1,4 +1,4 @@
-"""What the API sends, however oddly: read tolerantly where it can be, refused where it cannot."""
+"""Payloads of the API: parsed tolerantly where possible, rejected otherwise."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ def _image(*, order: dict[str, Any] | None = None, **fields: Any) -> Image:
 
 
 def test_order_as_the_api_documents_it() -> None:
-    """All fields we know are taken over, all others ignored."""
+    """Known fields are parsed, all others ignored."""
     order = _order(
         order_id="order-1",
         name="Villa Rosa",
@@ -83,7 +83,7 @@ def test_order_as_the_api_documents_it() -> None:
 )
 @pytest.mark.parametrize("busy", [False, True])
 def test_readiness(fields: dict[str, Any], readiness: Readiness, *, busy: bool) -> None:
-    """What is said of an image decides, in the words of any version, whatever is said of the order."""
+    """The status of an image decides, in any version of the API, whatever the order's status is."""
     assert _image(order={"is_processing": busy}, **fields).readiness is readiness
 
 
@@ -106,15 +106,17 @@ def test_readiness(fields: dict[str, Any], readiness: Readiness, *, busy: bool) 
         pytest.param({"is_merging": True}, NOT_READY, id="merging"),
     ],
 )
-def test_readiness_untold(fields: dict[str, Any], order: dict[str, Any], readiness: Readiness) -> None:
-    """An image of which nothing is said is asked for when the order is finished, and not before."""
+def test_readiness_without_status_follows_the_order(
+    fields: dict[str, Any], order: dict[str, Any], readiness: Readiness
+) -> None:
+    """An image without a status is requested when the order is finished, and not before."""
     assert _image(order=order, **fields).readiness is readiness
 
 
 @pytest.mark.parametrize(
     ("flags", "busy"),
     [
-        pytest.param({}, False, id="untold"),
+        pytest.param({}, False, id="missing"),
         pytest.param({"is_merging": False, "is_processing": False}, False, id="neither"),
         pytest.param({"is_merging": True}, True, id="merging"),
         pytest.param({"is_processing": True}, True, id="processing"),
@@ -124,7 +126,7 @@ def test_readiness_untold(fields: dict[str, Any], order: dict[str, Any], readine
     ],
 )
 def test_busy_order(flags: dict[str, Any], *, busy: bool) -> None:
-    """An order is busy if it says so itself."""
+    """An order is busy if one of its own flags says so."""
     assert _order(name="Villa Rosa", **flags).busy is busy
 
 
@@ -150,7 +152,7 @@ def test_busy_order(flags: dict[str, Any], *, busy: bool) -> None:
     ],
 )
 def test_field_of_an_unexpected_type(field: str, value: Any, attribute: str, read: Any) -> None:
-    """One odd field never costs the image: numbers become text, anything else counts as not said."""
+    """One odd field never costs the image: numbers become text, anything else counts as missing."""
     assert getattr(_image(**{field: value}), attribute) == read
 
 
@@ -166,7 +168,7 @@ def test_field_of_an_unexpected_type(field: str, value: Any, attribute: str, rea
     ],
 )
 def test_image_without_an_id(image: dict[str, Any]) -> None:
-    """An image that cannot be asked for is listed as failed, so that it is missed in the report."""
+    """An image that cannot be requested is listed as failed, so that the report names it."""
     (read,) = _order(images=[{"image_name": "attic.jpg", **image}]).images
 
     assert (read.image_id, read.name, read.readiness) == ("", "attic.jpg", FAILED)
@@ -174,7 +176,7 @@ def test_image_without_an_id(image: dict[str, Any]) -> None:
 
 
 def test_images_keep_their_order_and_count_once() -> None:
-    """A repeated id counts once, at its first place; images without an id are all kept, whatever others are called."""
+    """A repeated id counts once, at its first position; images without an id are all kept, with any name."""
     order = _order(
         images=[
             {"image_id": "#3", "image_name": "odd id"},
@@ -204,7 +206,7 @@ def test_images_keep_their_order_and_count_once() -> None:
     ],
 )
 def test_order_with_little_in_it(payload: bytes, name: str, images: int) -> None:
-    """Any field of an order may be missing; the id is the one that was asked for."""
+    """Any field of an order may be missing; the id is that of the request."""
     order = read_order("order-1", payload)
     assert (order.order_id, order.name, len(order.images)) == ("order-1", name, images)
 
@@ -232,9 +234,9 @@ def test_order_with_little_in_it(payload: bytes, name: str, images: int) -> None
         pytest.param(b'{"name": ' + b"1" * 5000 + b"}", id="endless_number"),
     ],
 )
-def test_what_is_no_order(payload: bytes) -> None:
-    """What cannot be an order is refused with one kind of exception, whose words hold nothing of the payload."""
-    with pytest.raises(PayloadError, match=r"^the answer (is not an order|has none of an order's fields)$"):
+def test_other_payload_is_no_order(payload: bytes) -> None:
+    """Any other payload raises one exception class, whose message quotes nothing of it."""
+    with pytest.raises(PayloadError, match=r"^the response (is not an order|has none of an order's fields)$"):
         read_order("order-1", payload)
 
 
@@ -250,7 +252,7 @@ images = st.lists(st.dictionaries(st.sampled_from(IMAGE_FIELDS), anything, max_s
 
 @given(st.dictionaries(st.sampled_from(ORDER_FIELDS), anything), images)
 def test_no_field_costs_the_order(fields: dict[str, Any], listed: list[dict[str, Any]]) -> None:
-    """Whatever the fields hold, the order is read, and all of it can be written out as UTF-8."""
+    """An order with any values is parsed, and all of its text can be encoded as UTF-8."""
     order = _order(**fields, images=listed)
 
     assert len(order.images) <= len(listed)
@@ -260,7 +262,7 @@ def test_no_field_costs_the_order(fields: dict[str, Any], listed: list[dict[str,
 
 @pytest.mark.parametrize("character", ["x", "\u0301", "\U0001f469", "\ud800"])
 def test_long_names_are_cut(character: str) -> None:
-    """No name is longer than what is ever needed of it; ids are not cut, for they would be others then."""
+    """Names are cut to a bound; ids are not, since a cut id is another id."""
     order = _order(name=character * 100_000, images=[{"image_id": "a" * 2000, "image_name": character * 100_000}])
     assert len(order.name) == len(order.images[0].name) == MAX_NAME_CHARACTERS
     assert order.images[0].image_id == "a" * 2000

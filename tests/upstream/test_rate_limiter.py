@@ -1,4 +1,4 @@
-"""Turns of the whole process: the rate, and the pause after a 429."""
+"""The rate limiter: the rate, and the pause after a 429."""
 
 from collections.abc import Awaitable, Callable
 
@@ -9,7 +9,7 @@ from service.upstream.retry import RETRY_AFTER_CAP_SECONDS
 
 
 class Clock:
-    """A clock that only moves when somebody sleeps."""
+    """A clock that moves only while something sleeps."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -24,47 +24,47 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("retry_after", "expected"),
     [
-        pytest.param(None, PAUSE_SECONDS, id="nothing asked"),
-        pytest.param(3.5, 3.5, id="as asked"),
+        pytest.param(None, PAUSE_SECONDS, id="no Retry-After"),
+        pytest.param(3.5, 3.5, id="Retry-After"),
         pytest.param(1e6, RETRY_AFTER_CAP_SECONDS, id="up to the cap"),
-        pytest.param(0.0, 0.0, id="not at all"),
+        pytest.param(0.0, 0.0, id="zero"),
     ],
 )
-async def test_one_429_pauses_everybody(asked: float | None, expected: float) -> None:
-    """After a 429 the next turns of the process wait as long as it asks, within bounds, and then go on."""
+async def test_pause_delays_all_requests(retry_after: float | None, expected: float) -> None:
+    """After a 429 the next requests wait for the capped Retry-After, and then go on."""
     clock = Clock()
-    politeness = RateLimiter(1000, clock=clock, sleep=clock.sleep)
-    await politeness.turn()
+    limiter = RateLimiter(1000, clock=clock, sleep=clock.sleep)
+    await limiter.acquire()
     assert clock.slept == []
-    assert politeness.pause(asked) == expected
-    await politeness.turn()
-    await politeness.turn()
+    assert limiter.pause(retry_after) == expected
+    await limiter.acquire()
+    await limiter.acquire()
     assert clock.slept == ([expected] if expected else [])
 
 
 async def test_shorter_pause_does_not_end_a_longer_one() -> None:
     """Of two pauses the later end counts."""
     clock = Clock()
-    politeness = RateLimiter(1000, clock=clock, sleep=clock.sleep)
-    politeness.pause(10)
-    politeness.pause(2)
-    await politeness.turn()
+    limiter = RateLimiter(1000, clock=clock, sleep=clock.sleep)
+    limiter.pause(10)
+    limiter.pause(2)
+    await limiter.acquire()
     assert clock.slept == [10]
 
 
-async def test_pause_that_grows_while_it_is_waited_for() -> None:
-    """Who wakes from a pause and finds a new one waits on."""
+async def test_pause_can_grow_during_the_wait() -> None:
+    """A request that wakes from a pause waits for a later one too."""
     clock = Clock()
 
     async def sleep(seconds: float) -> None:
         await clock.sleep(seconds)
         if len(clock.slept) == 1:
-            politeness.pause(5)
+            limiter.pause(5)
 
     sleeper: Callable[[float], Awaitable[None]] = sleep
-    politeness = RateLimiter(1000, clock=clock, sleep=sleeper)
-    politeness.pause(1)
-    await politeness.turn()
+    limiter = RateLimiter(1000, clock=clock, sleep=sleeper)
+    limiter.pause(1)
+    await limiter.acquire()
     assert clock.slept == [1, 5]

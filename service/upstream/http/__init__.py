@@ -1,1 +1,1 @@
-"""The HTTP client side: redirects, connections and one HTTP/1.1 exchange. Uses internals of aiohttp."""
+"""The HTTP client: redirects, the connection pool, HTTP/1.1. The only client-side use of aiohttp's internals."""

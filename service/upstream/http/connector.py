@@ -1,4 +1,8 @@
-"""The pool of connections: aiohttp's, which reuses only those on which nothing has arrived since."""
+"""The connection pool: aiohttp's, without connections on which anything has arrived while they were idle.
+
+Internals of aiohttp that are used: ``BaseConnector.connect``, ``Connection.protocol``, and of that protocol
+``should_close`` and ``transport`` (tests/test_aiohttp_contract.py names each).
+"""
 
 import asyncio
 import select
@@ -15,8 +19,8 @@ DNS_CACHE_SECONDS = 60
 class GuardedConnector(aiohttp.TCPConnector):
     """Reuses an idle connection only if nothing has arrived on it since its last response.
 
-    aiohttp looks only at whether the connection is open. An unrequested response would be taken for that of the next
-    request, and a connection that the server has closed would fail it.
+    aiohttp only checks that the connection is open. An unrequested response would be read as that of the next request,
+    and a connection that the server has closed would fail it.
     """
 
     def __init__(self, resolver: AbstractResolver, tls: ssl.SSLContext | None) -> None:

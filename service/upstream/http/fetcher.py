@@ -1,22 +1,21 @@
-"""Opens answers of the upstream: redirects by hand, keys only to the API, aiohttp's errors translated.
+"""Sends requests to the API and to wherever it redirects: rate limit, redirects, API key, metrics, error translation.
 
-What is fetched goes through ``exchange.Exchange`` on aiohttp's connections; what is sent, through aiohttp's client.
-Every wait for the upstream is timed, and only waits for the upstream are: never one in which a slow client keeps us
-from asking for more.
+GET requests go through ``http1.Response`` on aiohttp's connections, requests with a body through aiohttp's client. The
+idle timeout covers every wait for the upstream and nothing else: never the time in which a slow client pauses reading.
+
+Internals of aiohttp that are used: ``ClientRequest`` is constructed here, as the key of the pool's connections
+(tests/test_aiohttp_contract.py names each).
 """
 
 import asyncio
-import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import aiohttp
 import structlog
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from service.model import Failure, Hop, Reason
@@ -24,143 +23,84 @@ from service.monitoring.logs import outgoing_traceparent
 from service.monitoring.metrics import Metrics
 from service.upstream.health import UpstreamHealth
 from service.upstream.http.connector import GuardedConnector
-from service.upstream.http.http1 import Exchange, question
+from service.upstream.http.headers import retry_after_seconds
+from service.upstream.http.http1 import Response, encode_request
+from service.upstream.http.resolver import AddressRejected
+from service.upstream.http.session import COMMON_HEADERS, ConnectionBroken
 from service.upstream.rate_limiter import RateLimiter
-from service.upstream.retry import AttemptFailed, retry_after_seconds
-from service.upstream.url_policy import REDIRECT_STATUSES, UrlPolicy, UrlRejected, is_private
+from service.upstream.retry import AttemptFailed
+from service.upstream.url_policy import REDIRECT_STATUSES, UrlPolicy, UrlRejected
 
-# Signed redirect targets with a session token come close to aiohttp's default of 8,190 bytes for a header line.
-MAX_HEADER_BYTES = 32 * 1024
-# The origins whose connections are asked for by a request made before: the API's, its asset server's, the storage's.
+# The origins whose pool keys are cached: the API's, its asset server's, the storage's.
 MAX_ORIGINS = 64
-COMMON_HEADERS = {"User-Agent": "autoenhance-batch", "Accept-Encoding": "identity"}
 
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 
 
-class AddressRejected(OSError):
-    """A host name stands for an address that is not public."""
+class _HasHeader(Protocol):
+    """A response whose header has been received, of either client."""
+
+    @property
+    def status(self) -> int:
+        """Its status code."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its header fields."""
 
 
-class PublicResolver(AbstractResolver):
-    """Resolves names and refuses those with any address that is not public.
-
-    Checking here, and not before the request, leaves no moment in which the name could change its address. The
-    odd spellings of IPv4 (decimal, octal, short) arrive here too, as names that the system's resolver understands.
-    """
-
-    def __init__(self, *, allow_private: bool) -> None:
-        self._resolver = aiohttp.ThreadedResolver()
-        self._allow_private = allow_private
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Return the host's addresses.
-
-        Raises:
-            OSError: it cannot be resolved, or has an address in a private range.
-        """
-        results = await self._resolver.resolve(host, port, family)
-        if not self._allow_private:
-            for result in results:
-                if is_private(result["host"]):
-                    raise AddressRejected(f"{host} has an address that is not public")
-        return results
-
-    async def close(self) -> None:
-        """Nothing is held."""
-        await self._resolver.close()
-
-
-class ConnectionBroken(Exception):
-    """The connection broke before an answer began."""
-
-
-async def _break_openly(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from repeating a GET whose connection broke (client middleware).
-
-    It would ask a signed target a second time and hide an attempt from the ladder, which does better: it starts
-    again at the API. The errors that aiohttp repeats on are turned into one that it lets through.
-    """
-    try:
-        return await handler(request)
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise ConnectionBroken(str(error)) from error
-
-
-def open_session(
-    *, allow_private: bool, connect_timeout_seconds: float, tls: ssl.SSLContext | None = None
-) -> aiohttp.ClientSession:
-    """Return the process's one client session; the caller closes it. ``tls`` is aiohttp's own unless given.
-
-    No total time-out (a large image to a slow client may take hours), no cookies, no proxies from the environment,
-    and no decoding: the bytes go into the archive as they are on the wire.
-    """
-    return aiohttp.ClientSession(
-        connector=GuardedConnector(PublicResolver(allow_private=allow_private), tls),
-        timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout_seconds),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=False,
-        middlewares=(_break_openly,),
-        max_line_size=MAX_HEADER_BYTES,
-        max_field_size=MAX_HEADER_BYTES,
-        headers=COMMON_HEADERS,
-    )
+_ResponseT = TypeVar("_ResponseT", bound=_HasHeader)
 
 
 class Fetcher:
-    """Sends GET requests to the API and wherever it redirects to. Shared by the whole process.
+    """Sends requests to the API and to the targets of its redirects. Shared by the whole process.
 
-    Without ``metrics`` and ``breaker`` it tells its own, which nobody asks.
+    ``metrics`` and ``health`` default to private, unexported instances.
     """
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        rules: UrlPolicy,
+        url_policy: UrlPolicy,
         *,
-        politeness: RateLimiter,
+        rate_limiter: RateLimiter,
         api_headers: Mapping[str, str],
-        silence_seconds: float,
+        idle_timeout_seconds: float,
         metrics: Metrics | None = None,
-        breaker: UpstreamHealth | None = None,
+        health: UpstreamHealth | None = None,
     ) -> None:
         self._session = session
-        self._rules = rules
-        self._politeness = politeness
+        self._url_policy = url_policy
+        self._rate_limiter = rate_limiter
         self._api_headers = dict(api_headers)
-        self._silence_seconds = silence_seconds
+        self._idle_timeout_seconds = idle_timeout_seconds
         self._metrics = metrics or Metrics()
-        self._breaker = breaker or UpstreamHealth(time.monotonic)
+        self._health = health or UpstreamHealth(time.monotonic)
         self._loop = asyncio.get_running_loop()
-        self._origins: dict[tuple[str, str | None, int | None], aiohttp.ClientRequest] = {}
+        self._pool_keys: dict[tuple[str, str | None, int | None], aiohttp.ClientRequest] = {}
 
     def is_api(self, url: URL) -> bool:
-        """Whether an answer's address belongs to the API itself, not to its storage."""
-        return self._rules.is_api(url)
+        """Whether a response's URL belongs to the API itself, not to its storage."""
+        return self._url_policy.is_api(url)
 
     @asynccontextmanager
     async def get(
         self, url: URL, headers: Mapping[str, str], granted: Callable[[], None] = lambda: None
-    ) -> AsyncIterator[Exchange]:
-        """Open the answer at the end of the redirects from an API address; on leaving, let go of the connection.
+    ) -> AsyncIterator[Response]:
+        """Open the response at the end of the redirects from an API URL; abort it on leaving, unless it is complete.
 
-        ``granted`` is called when the API itself has agreed: with a success, or a redirect to where the thing is.
+        ``granted`` is called when the API itself has agreed: by a success, or a redirect to the image.
 
         Raises:
-            AttemptFailed: no connection, no answer in time, or a redirect that is refused.
+            AttemptFailed: no connection, no response in time, or a redirect that is rejected.
         """
-        answer = await self._follow(url, headers, granted)
+        response = await self._follow_redirects(url, headers, granted)
         try:
-            yield answer
+            yield response
         finally:
-            answer.close()
+            response.abort()
 
     @asynccontextmanager
     async def send(
@@ -172,169 +112,168 @@ class Fetcher:
         *,
         extra_seconds: float = 0.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a body to the API, or where the API said, and open the answer; redirects are not followed.
+        """Send a body to the API, or to a URL that it gave, and open the response; redirects are not followed.
 
-        ``extra_seconds`` is what the body may take besides the silence time-out.
+        ``extra_seconds`` is what the body may take besides the idle timeout.
 
         Raises:
-            AttemptFailed: no connection, no answer in time, or an address that is refused.
+            AttemptFailed: no connection, no response in time, or a URL that is rejected.
         """
         try:
-            self._rules.check(url)
+            self._url_policy.check(url)
         except UrlRejected as error:
             raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, str(error)), retryable=False) from error
-        to_api = self._rules.is_api(url)
-        if to_api:
-            await self._take_turn()
-        hop, sent = (Hop.API if to_api else Hop.STORAGE), time.monotonic()
-        asked = self._headers_for_api(headers) if to_api else headers
-        try:
-            response = await self._timed(
-                self._session.request(method, url, headers=asked, data=body, allow_redirects=False),
+
+        async def send(request_headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+            return await self._with_timeout(
+                self._session.request(method, url, headers=request_headers, data=body, allow_redirects=False),
                 extra_seconds=extra_seconds,
             )
-        except AttemptFailed as error:
-            self._metrics.count_no_response(hop)
-            if error.failure.reason is not Reason.REDIRECT_REFUSED:  # by us
-                self._judge(hop, failed=True)
-            raise
-        self._metrics.count_response(hop, response.status, time.monotonic() - sent)
-        self._judge(hop, failed=response.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
-        if to_api and response.status == HTTPStatus.TOO_MANY_REQUESTS:
-            self._slow_down(response.headers)
+
+        hop = Hop.API if self._url_policy.is_api(url) else Hop.STORAGE
+        response = await self._request(url, headers, send, lambda _status: hop)
         try:
             yield response
         finally:
             response.release() if response.content.at_eof() else response.close()
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return the next bytes of the answer to what was sent, or ``b""`` at its clean end.
+        """Return the next bytes of the body of a response from ``send``, or ``b""`` at its clean end.
 
         Raises:
-            AttemptFailed: the upstream was silent for too long, or the connection broke.
+            AttemptFailed: the idle timeout expired, or the connection broke.
         """
         try:
-            return await self._timed(response.content.readany())
+            return await self._with_timeout(response.content.readany())
         except RuntimeError as error:
             # aiohttp 3.14: when a chunk breaks the framing behind delivered data, the connection is closed, but the
             # body gets neither an error nor an end, and a read that comes later fails like this.
-            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the answer's framing is broken")) from error
+            failure = Failure(Reason.CONNECTION_LOST, "the framing of the response is broken")
+            raise AttemptFailed(failure) from error
 
-    async def _follow(self, url: URL, headers: Mapping[str, str], granted: Callable[[], None]) -> Exchange:
+    async def _follow_redirects(self, url: URL, headers: Mapping[str, str], granted: Callable[[], None]) -> Response:
         hops = 0
         try:
-            url = self._rules.check(url)
+            url = self._url_policy.check(url)
             while True:
-                answer = await self._request(url, headers, hops)
-                if not hops and answer.status < HTTPStatus.BAD_REQUEST:
+                response = await self._get(url, headers, hops)
+                if not hops and response.status < HTTPStatus.BAD_REQUEST:
                     granted()
-                if answer.status not in REDIRECT_STATUSES:
-                    return answer
-                answer.leave()
-                url = self._rules.follow(url, answer.headers.get("Location"), hops)
+                if response.status not in REDIRECT_STATUSES:
+                    return response
+                response.discard()
+                url = self._url_policy.resolve_redirect(url, response.headers.get("Location"), hops)
                 hops += 1
         except UrlRejected as error:
             raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, str(error))) from error
 
-    async def _request(self, url: URL, headers: Mapping[str, str], hops: int) -> Exchange:
-        to_api = self._rules.is_api(url)
-        if to_api:
-            await self._take_turn()
-        answer = await self._answer(url, headers, hops, to_api=to_api)
-        if to_api and answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            self._slow_down(answer.headers)
-        return answer
+    async def _get(self, url: URL, headers: Mapping[str, str], hops: int) -> Response:
+        is_api = self._url_policy.is_api(url)
 
-    async def _answer(self, url: URL, headers: Mapping[str, str], hops: int, *, to_api: bool) -> Exchange:
-        """Send one request and count what came of it. A request that is called off is not counted."""
-        sent = time.monotonic()
-        # The key and what identifies our caller go to the API's origin only; storage gets the bare request.
-        asked = self._headers_for_api(headers) if to_api else headers
+        async def send(request_headers: Mapping[str, str]) -> Response:
+            return await self._get_once(url, request_headers, is_api=is_api)
+
+        return await self._request(url, headers, send, lambda status: hop_of(hops, is_api=is_api, status=status))
+
+    async def _request(
+        self,
+        url: URL,
+        headers: Mapping[str, str],
+        send: Callable[[Mapping[str, str]], Awaitable[_ResponseT]],
+        hop_of_status: Callable[[int | None], Hop],
+    ) -> _ResponseT:
+        """Send one request, and account for it: rate limit, metrics, the upstream's health, throttling by 429.
+
+        A cancelled request is not counted. The API key and what identifies the client go to the API's origin only;
+        the storage gets the bare request.
+        """
+        is_api = self._url_policy.is_api(url)
+        if is_api:
+            await self._acquire_rate_limit()
+            headers = self._headers_for_api(headers)
+        started = time.monotonic()
         try:
-            answer = await self._ask(url, asked, to_api=to_api)
+            response = await send(headers)
         except AttemptFailed as error:
-            hop = hop_of(hops, is_api=to_api, status=None)
+            hop = hop_of_status(None)
             self._metrics.count_no_response(hop)
             if error.failure.reason is not Reason.REDIRECT_REFUSED:  # by us
-                self._judge(hop, failed=True)
+                self._record_health(hop, failed=True)
             raise
-        hop = hop_of(hops, is_api=to_api, status=answer.status)
-        self._metrics.count_response(hop, answer.status, time.monotonic() - sent)
-        self._judge(hop, failed=answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
-        return answer
+        hop = hop_of_status(response.status)
+        self._metrics.count_response(hop, response.status, time.monotonic() - started)
+        self._record_health(hop, failed=response.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        if is_api and response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._throttle(response.headers)
+        return response
 
-    async def _ask(self, url: URL, headers: Mapping[str, str], *, to_api: bool) -> Exchange:
+    async def _get_once(self, url: URL, headers: Mapping[str, str], *, is_api: bool) -> Response:
         """Send a GET request, a second time if an idle connection was closed on it (RFC 9112 section 9.3.1).
 
-        A server may close an idle connection at any time. That is no failure of the request, so it uses up no try
-        and keeps its redirect target. The second time is on a new connection, because others may be as dead.
+        A server may close an idle connection at any time. That is no failure of the request, so it uses up no
+        attempt and keeps its redirect target. The second time is on a new connection, because others may be as dead.
         """
-        request = question(url, {**COMMON_HEADERS, **headers})
+        request = encode_request(url, {**COMMON_HEADERS, **headers})
         fresh = False
         while True:
             connection, reused = await self._connect(url, fresh=fresh)
-            exchange = Exchange(connection, url, silence_seconds=self._silence_seconds, loop=self._loop)
+            response = Response(connection, url, idle_timeout_seconds=self._idle_timeout_seconds, loop=self._loop)
             try:
-                await exchange.ask(request)
+                await response.start(request)
             except asyncio.CancelledError:
-                exchange.close()
+                response.abort()
                 raise
             except AttemptFailed:
-                if not (reused and exchange.unanswered):
+                if not (reused and response.closed_before_response):
                     raise
             else:
-                return exchange
+                return response
             log.info("upstream.request_repeated", host=url.host)
-            if to_api:
-                await self._take_turn()
+            if is_api:
+                await self._acquire_rate_limit()
             fresh = True  # and so not repeated again
 
     async def _connect(self, url: URL, *, fresh: bool = False) -> tuple[aiohttp.connector.Connection, bool]:
-        """Return a connection to the URL's origin, and whether it was used before; the session bounds the time.
+        """Return a connection to the URL's origin, and whether it is reused; the session bounds the time.
 
         Raises:
-            AttemptFailed: there is none, or it is refused.
+            AttemptFailed: there is none, or it is rejected.
         """
         connector = self._session.connector
         try:
             if isinstance(connector, GuardedConnector):
-                return await connector.acquire(self._wanted(url), self._session.timeout, fresh=fresh)
-        except (aiohttp.ClientConnectorError, TimeoutError) as error:
-            raise AttemptFailed(_connect_failure(error)) from error
-        except aiohttp.InvalidURL as error:
-            raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, "a redirect to an invalid address")) from error
+                return await connector.acquire(self._pool_key(url), self._session.timeout, fresh=fresh)
         except (aiohttp.ClientError, OSError) as error:
-            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the connection broke")) from error
+            raise AttemptFailed(_failure_of(error, "no connection to the upstream in time")) from error
         raise AttemptFailed(Failure(Reason.CONNECTION_FAILED, "the service is stopping"))
 
-    def _wanted(self, url: URL) -> aiohttp.ClientRequest:
-        """Return what asks aiohttp's pool for a connection to the URL's origin."""
+    def _pool_key(self, url: URL) -> aiohttp.ClientRequest:
+        """Return the request that stands for the URL's origin in aiohttp's pool."""
         origin = url.scheme, url.raw_host, url.port
-        wanted = self._origins.get(origin)
-        if wanted is None:
-            if len(self._origins) >= MAX_ORIGINS:
-                self._origins.clear()
-            wanted = self._origins[origin] = aiohttp.ClientRequest("GET", url, loop=self._loop, session=self._session)
-        return wanted
+        key = self._pool_keys.get(origin)
+        if key is None:
+            if len(self._pool_keys) >= MAX_ORIGINS:
+                self._pool_keys.clear()
+            key = self._pool_keys[origin] = aiohttp.ClientRequest("GET", url, loop=self._loop, session=self._session)
+        return key
 
-    async def _take_turn(self) -> None:
-        """Wait until the API may be sent another request."""
-        if waited_seconds := await self._politeness.turn():
+    async def _acquire_rate_limit(self) -> None:
+        if waited_seconds := await self._rate_limiter.acquire():
             self._metrics.rate_limit_wait.inc(waited_seconds)
 
-    def _slow_down(self, headers: Mapping[str, str]) -> None:
-        pause_seconds = self._politeness.pause(retry_after_seconds(headers))
+    def _throttle(self, headers: Mapping[str, str]) -> None:
+        pause_seconds = self._rate_limiter.pause(retry_after_seconds(headers))
         self._metrics.upstream_throttled.inc()
         log.warning("upstream.throttled", pause_seconds=pause_seconds)
 
-    def _judge(self, hop: Hop, *, failed: bool) -> None:
-        """Tell the breaker of the API's own stations; the storage is another's, and fails image by image."""
+    def _record_health(self, hop: Hop, *, failed: bool) -> None:
+        """Record how API and asset server do; the storage is another service, and fails image by image."""
         if hop is Hop.STORAGE:
             return
         if failed:
-            self._breaker.failed()
+            self._health.record_failure()
         else:
-            self._breaker.succeeded()
+            self._health.record_success()
 
     def _headers_for_api(self, headers: Mapping[str, str]) -> dict[str, str]:
         request_id = structlog.contextvars.get_contextvars().get("request_id")
@@ -343,38 +282,41 @@ class Fetcher:
             tracing["traceparent"] = traceparent
         return {**headers, **self._api_headers, **tracing}
 
-    async def _timed(self, wait: Awaitable[_T], *, extra_seconds: float = 0.0) -> _T:
-        """Await something of the upstream's, with the silence time-out and with aiohttp's errors translated."""
+    async def _with_timeout(self, wait: Awaitable[_T], *, extra_seconds: float = 0.0) -> _T:
+        """Await the upstream within the idle timeout, and translate aiohttp's errors."""
         try:
-            async with asyncio.timeout(self._silence_seconds + extra_seconds):
+            async with asyncio.timeout(self._idle_timeout_seconds + extra_seconds):
                 return await wait
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise AttemptFailed(_connect_failure(error)) from error
-        except TimeoutError as error:
-            seconds = f"{self._silence_seconds:g}"
-            raise AttemptFailed(Failure(Reason.TIMEOUT, f"the upstream was silent for {seconds} s")) from error
-        except aiohttp.InvalidURL as error:
-            raise AttemptFailed(Failure(Reason.REDIRECT_REFUSED, "a redirect to an invalid address")) from error
-        except aiohttp.ClientPayloadError as error:
-            raise AttemptFailed(Failure(Reason.TRUNCATED, "the answer ended before its promised end")) from error
         except (ConnectionBroken, aiohttp.ClientError, OSError) as error:
-            raise AttemptFailed(Failure(Reason.CONNECTION_LOST, "the connection broke")) from error
+            seconds = f"{self._idle_timeout_seconds:g}"
+            raise AttemptFailed(_failure_of(error, f"no data from the upstream for {seconds} s")) from error
 
 
 def hop_of(hops: int, *, is_api: bool, status: int | None) -> Hop:
-    """Return which station answered after ``hops`` redirects, or did not answer.
+    """Return which hop a response came from after so many redirects; its ``status`` is ``None`` if there was none.
 
-    The API is asked first. Behind it, what is at its own origin or points elsewhere is an asset server; the end of the
-    redirects is the storage.
+    The first hop is the API. Behind it, whatever has the API's own origin or redirects is an asset server; the end of
+    the redirects is the storage.
     """
     if hops == 0:
         return Hop.API
     return Hop.ASSET if is_api or status in REDIRECT_STATUSES else Hop.STORAGE
 
 
-def _connect_failure(error: aiohttp.ClientConnectorError | TimeoutError) -> Failure:
-    if isinstance(error, TimeoutError):
-        return Failure(Reason.TIMEOUT, "no connection to the upstream in time")
-    if isinstance(error.os_error, AddressRejected):
-        return Failure(Reason.REDIRECT_REFUSED, str(error.os_error))
-    return Failure(Reason.CONNECTION_FAILED, f"no connection to {error.host}")
+def _failure_of(error: Exception, timeout_detail: str) -> Failure:
+    """Translate an error of aiohttp or of the socket."""
+    reason, detail = Reason.CONNECTION_LOST, "the connection broke"
+    match error:
+        case aiohttp.ClientConnectorError(os_error=AddressRejected() as rejected):
+            reason, detail = Reason.REDIRECT_REFUSED, str(rejected)
+        case aiohttp.ClientConnectorError():
+            reason, detail = Reason.CONNECTION_FAILED, f"no connection to {error.host}"
+        case aiohttp.ConnectionTimeoutError():
+            reason, detail = Reason.TIMEOUT, "no connection to the upstream in time"
+        case TimeoutError():
+            reason, detail = Reason.TIMEOUT, timeout_detail
+        case aiohttp.InvalidURL():
+            reason, detail = Reason.REDIRECT_REFUSED, "a redirect to an invalid URL"
+        case aiohttp.ClientPayloadError():
+            reason, detail = Reason.TRUNCATED, "the response ended before its body was complete"
+    return Failure(reason, detail)

@@ -30,7 +30,7 @@ async def ready(request: web.Request) -> web.Response:
     conditions = {
         "no_api_key": services.upstream is None,
         "draining": services.admission.draining,
-        "upstream_failing": services.breaker.is_open and not ignores_upstream,
+        "upstream_failing": services.breaker.is_failing and not ignores_upstream,
     }
     reasons = [reason for reason, holds in conditions.items() if holds]
     status = 503 if reasons else 200

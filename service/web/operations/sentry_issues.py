@@ -9,4 +9,4 @@ from service.web.services import SERVICES
 async def sentry_issues(request: web.Request) -> web.Response:
     """Answer with the project's newest unresolved issues."""
     require_admin(request)
-    return web.json_response({"issues": await request.app[SERVICES].sentry.unresolved()})
+    return web.json_response({"issues": await request.app[SERVICES].sentry.list_unresolved()})

@@ -20,7 +20,7 @@ async def stats(request: web.Request) -> web.Response:
             "archives": services.admission.active,
             "read_ahead_bytes": services.total_budget.held_bytes,
             "draining": services.admission.draining,
-            "upstream_failing": services.breaker.is_open,
+            "upstream_failing": services.breaker.is_failing,
         },
         "counters": services.metrics.totals(),
         "limits": dict(services.public_limits),

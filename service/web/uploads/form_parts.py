@@ -17,7 +17,7 @@ from aiohttp.http import HttpProcessingError
 
 from service.archive.naming import visible
 from service.errors import InvalidBody, RequestBodyTimeout, UnsupportedMediaType
-from service.upstream.image_formats import PHOTO_HEAD_BYTES, is_photo
+from service.upstream.image_formats import PHOTO_SNIFF_BYTES, is_photo
 from service.web.http.expect_continue import send_continue
 
 FILES, ORDER_NAME = "files", "name"
@@ -104,7 +104,7 @@ class UploadParts:
             try:
                 while chunk := await self._in_time(part.read_chunk(CHUNK_BYTES)):
                     size += len(chunk)
-                    head = head if len(head) >= PHOTO_HEAD_BYTES else (head + chunk)[:PHOTO_HEAD_BYTES]
+                    head = head if len(head) >= PHOTO_SNIFF_BYTES else (head + chunk)[:PHOTO_SNIFF_BYTES]
                     if size > self._max_file_bytes:
                         refusal = refusal or "too_large"
                     if refusal is None and file is not None and not await asyncio.to_thread(_kept, file, chunk):

@@ -1,4 +1,4 @@
-"""One GET on one connection, against servers that send just the bytes that a test gives them."""
+"""One GET on one connection, against servers that send exactly the bytes of the test."""
 
 import asyncio
 import socket
@@ -12,8 +12,9 @@ import trustme
 from yarl import URL
 
 from service.model import Reason
-from service.upstream.http.fetcher import Fetcher, open_session
-from service.upstream.http.http1 import MAX_LEFTOVER_BYTES, MAX_NON_BODY_BYTES, question
+from service.upstream.http.fetcher import Fetcher
+from service.upstream.http.http1 import MAX_LEFTOVER_BYTES, MAX_NON_BODY_BYTES, encode_request
+from service.upstream.http.session import open_session
 from service.upstream.rate_limiter import RateLimiter
 from service.upstream.retry import AttemptFailed
 from service.upstream.url_policy import UrlPolicy
@@ -25,20 +26,20 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
 
 
 class Upstream:
-    """A server which plays its scripts, one for each question; every connection plays on until it is closed."""
+    """A server that runs its scripts, one for each request; a connection serves requests until it is closed."""
 
     def __init__(self, scripts: Sequence[Script]) -> None:
         self._scripts = iter(scripts)
         self.connections = 0
-        self.asked: list[bytes] = []
+        self.requests: list[bytes] = []
         self.sent_bytes = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take one connection."""
+        """Serve one connection."""
         self.connections += 1
         try:
             while not writer.is_closing():
-                self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
                 await next(self._scripts)(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -46,22 +47,22 @@ class Upstream:
             writer.close()
 
 
-def says(*pieces: bytes, end: bool = False) -> Script:
-    """Send pieces, each by itself, and perhaps end the connection."""
+def sends(*pieces: bytes, end: bool = False) -> Script:
+    """Send pieces, one write each, and optionally close the connection."""
 
     async def script(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0)  # so that it travels alone
+            await asyncio.sleep(0)  # so that it is sent alone
         if end:
             writer.close()
 
     return script
 
 
-async def silence(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-    """Say nothing until the other side goes."""
+async def stays_silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    """Send nothing until the client closes the connection."""
     await reader.read()
 
 
@@ -75,56 +76,56 @@ async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 @asynccontextmanager
 async def upstream_of(
     *scripts: Script,
-    silence_seconds: float = 5,
+    idle_timeout_seconds: float = 5,
     secured: ssl.SSLContext | None = None,
     trusting: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[Fetcher, URL, Upstream]]:
-    """Start a server, ``secured`` by TLS or not, and give what asks it."""
+    """Start a server, ``secured`` by TLS or not, and a fetcher for it."""
     upstream = Upstream(scripts)
     server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0, ssl=secured)
     url = URL(f"http{'s' if secured else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}/image?of=1")
     async with server, open_session(allow_private=True, connect_timeout_seconds=5, tls=trusting) as session:
-        transport = Fetcher(
+        fetcher = Fetcher(
             session,
             UrlPolicy(url.origin(), allow_private=True),
-            politeness=RateLimiter(1000, clock=asyncio.get_running_loop().time),
+            rate_limiter=RateLimiter(1000, clock=asyncio.get_running_loop().time),
             api_headers={"x-api-key": "key"},
-            silence_seconds=silence_seconds,
+            idle_timeout_seconds=idle_timeout_seconds,
         )
-        yield transport, url, upstream
+        yield fetcher, url, upstream
 
 
-async def body_of(transport: Fetcher, url: URL, into: bytearray | None = None) -> bytes:
-    """Return a whole body; what comes of it is put ``into`` the given array."""
+async def body_of(fetcher: Fetcher, url: URL, into: bytearray | None = None) -> bytes:
+    """Return a whole body; its bytes are added ``into`` the given array as they arrive."""
     body = bytearray() if into is None else into
-    async with transport.get(url, {}) as answer:
-        while chunk := await answer.read():
+    async with fetcher.get(url, {}) as response:
+        while chunk := await response.read():
             body += chunk
     return bytes(body)
 
 
-ANSWERS = {
+RESPONSES = {
     "length": OK + b"Content-Length: 5\r\n\r\nimage",
     "chunks": OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nim\r\n3;x=y\r\nage\r\n0\r\nX-Trailer: 1\r\n\r\n",
-    "interim_answers": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    "interim_responses": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
     + OK
     + b"Content-Length: 5\r\n\r\nimage",
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-async def test_body_comes_whole_however_it_travels(answer: bytes) -> None:
-    """Wherever an answer is cut on its way, its body is the same, and its connection serves for all of them."""
-    cuts = [says(answer[:cut], answer[cut:]) for cut in range(1, len(answer))]
-    drips = says(*(answer[at : at + 1] for at in range(len(answer))))
-    async with upstream_of(*cuts, drips) as (transport, url, upstream):
+@pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES)
+async def test_body_is_complete_in_any_segments(response: bytes) -> None:
+    """Wherever a response is cut in transit, its body is the same, and its connection is reused for all of them."""
+    cuts = [sends(response[:cut], response[cut:]) for cut in range(1, len(response))]
+    drips = sends(*(response[at : at + 1] for at in range(len(response))))
+    async with upstream_of(*cuts, drips) as (fetcher, url, upstream):
         for _ in range(len(cuts) + 1):
-            assert await body_of(transport, url) == b"image"
+            assert await body_of(fetcher, url) == b"image"
     assert upstream.connections == 1
 
 
 @pytest.mark.parametrize(
-    ("answer", "body"),
+    ("response", "body"),
     [
         pytest.param(OK + b"\r\nimage", b"image", id="until_the_end"),
         pytest.param(OK.replace(b"1.1", b"1.0") + b"Content-Length: 5\r\n\r\nimage", b"image", id="http_1_0"),
@@ -134,18 +135,22 @@ async def test_body_comes_whole_however_it_travels(answer: bytes) -> None:
         pytest.param(
             OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nimage\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
             b"image",
-            id="an_answer_not_asked_for",
+            id="an_unrequested_response",
         ),
         pytest.param(
             OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nimage\r\n0\r\n\r\n\0garbage", b"image", id="garbage_behind"
         ),
     ],
 )
-async def test_connection_that_is_out_of_step_is_not_used_again(answer: bytes, body: bytes) -> None:
-    """What comes beyond the end of an answer belongs to nobody, least of all to the next question."""
-    async with upstream_of(says(answer, end=True), says(OK + b"Content-Length: 4\r\n\r\nnext")) as (transport, url, at):
-        assert await body_of(transport, url) == body
-        assert await body_of(transport, url) == b"next"
+async def test_connection_out_of_step_is_not_reused(response: bytes, body: bytes) -> None:
+    """Bytes beyond the end of a response belong to no response, least of all to the next."""
+    async with upstream_of(sends(response, end=True), sends(OK + b"Content-Length: 4\r\n\r\nnext")) as (
+        fetcher,
+        url,
+        at,
+    ):
+        assert await body_of(fetcher, url) == body
+        assert await body_of(fetcher, url) == b"next"
     assert at.connections == 2
 
 
@@ -171,24 +176,24 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nimage\r\n0\r\n"
 )
 async def test_bytes_behind_a_response_are_not_part_of_it(response: bytes, body: bytes) -> None:
     """A second response in the same read is neither header nor body of the first, nor the response to the next."""
-    async with upstream_of(says(response), says(OK + b"Content-Length: 4\r\n\r\nnext")) as (transport, url, upstream):
-        async with transport.get(url, {}) as first:
+    async with upstream_of(sends(response), sends(OK + b"Content-Length: 4\r\n\r\nnext")) as (fetcher, url, upstream):
+        async with fetcher.get(url, {}) as first:
             received = b""
             while chunk := await first.read():
                 received += chunk
             assert received == body
             assert "X-Second" not in first.headers
             assert "X-Trailer" not in first.headers
-        assert await body_of(transport, url) == b"next"
+        assert await body_of(fetcher, url) == b"next"
     assert upstream.connections == 2
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n\r\nthere", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"])
 async def test_bytes_behind_a_redirect_are_not_the_image(framing: bytes) -> None:
     """A second response behind a redirect whose body is discarded is not the response of the redirect's target."""
-    redirect = says(b"HTTP/1.1 302 Found\r\nLocation: /there\r\n" + framing + SECOND)
-    async with upstream_of(redirect, says(OK + b"Content-Length: 5\r\n\r\nimage")) as (transport, url, upstream):
-        assert await body_of(transport, url) == b"image"
+    redirect = sends(b"HTTP/1.1 302 Found\r\nLocation: /there\r\n" + framing + SECOND)
+    async with upstream_of(redirect, sends(OK + b"Content-Length: 5\r\n\r\nimage")) as (fetcher, url, upstream):
+        assert await body_of(fetcher, url) == b"image"
     assert upstream.connections == 2
 
 
@@ -201,37 +206,37 @@ async def test_bytes_behind_a_redirect_are_not_the_image(framing: bytes) -> None
         pytest.param(b"Transfer-Encoding:chunked\t\r\n\r\n5\r\nimage\r\n0\r\n\r\n", id="coding_and_tab"),
     ],
 )
-async def test_white_space_around_a_header_value_is_not_part_of_it(header: bytes) -> None:
-    """The framing and all other fields are read without it (RFC 9112 section 5), and the connection is reused."""
+async def test_white_space_around_header_values_is_ignored(header: bytes) -> None:
+    """Framing and all other fields are parsed without it (RFC 9112 section 5), and the connection is reused."""
     response = b'HTTP/1.1 200 OK\r\nContent-Type: image/jpeg \r\nETag: \t"tag" \t\r\n' + header
-    redirect = says(b"HTTP/1.1 302 Found\r\nLocation: /there \t\r\nContent-Length: 0 \r\n\r\n")
-    async with upstream_of(redirect, says(response), says(response)) as (transport, url, upstream):
-        async with transport.get(url, {}) as answer:
-            assert (answer.headers["ETag"], answer.content_type) == ('"tag"', "image/jpeg")
-            assert await answer.read() == b"image"
-            assert await answer.read() == b""
-        assert await body_of(transport, url) == b"image"
-    assert upstream.asked[1].startswith(b"GET /there HTTP/1.1\r\n")
+    redirect = sends(b"HTTP/1.1 302 Found\r\nLocation: /there \t\r\nContent-Length: 0 \r\n\r\n")
+    async with upstream_of(redirect, sends(response), sends(response)) as (fetcher, url, upstream):
+        async with fetcher.get(url, {}) as received:
+            assert (received.headers["ETag"], received.content_type) == ('"tag"', "image/jpeg")
+            assert await received.read() == b"image"
+            assert await received.read() == b""
+        assert await body_of(fetcher, url) == b"image"
+    assert upstream.requests[1].startswith(b"GET /there HTTP/1.1\r\n")
     assert upstream.connections == 1
 
 
 async def test_white_space_behind_close_ends_the_connection() -> None:
     """``Connection: close`` with a space behind it is respected too."""
-    closing = says(OK + b"Connection: close \r\nContent-Length: 5\r\n\r\nimage")
-    async with upstream_of(closing, says(ANSWERS["length"])) as (transport, url, upstream):
-        assert [await body_of(transport, url) for _ in range(2)] == [b"image"] * 2
+    closing = sends(OK + b"Connection: close \r\nContent-Length: 5\r\n\r\nimage")
+    async with upstream_of(closing, sends(RESPONSES["length"])) as (fetcher, url, upstream):
+        assert [await body_of(fetcher, url) for _ in range(2)] == [b"image"] * 2
     assert upstream.connections == 2
 
 
-async def test_any_number_of_chunks_is_taken() -> None:
+async def test_number_of_chunks_is_unlimited() -> None:
     """The framing of small chunks is far larger than the bound of what is not body, but belongs to the body."""
     chunks = b"1\r\nx\r\n" * MAX_NON_BODY_BYTES
     whole = OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
     # A server that sends size, data and line break by themselves.
-    pieces = says(OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n", b"x", b"\r\n"] * 1000, b"0\r\n", b"\r\n")
-    async with upstream_of(says(whole), pieces) as (transport, url, upstream):
-        assert await body_of(transport, url) == b"x" * MAX_NON_BODY_BYTES
-        assert await body_of(transport, url) == b"x" * 1000
+    pieces = sends(OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n", b"x", b"\r\n"] * 1000, b"0\r\n", b"\r\n")
+    async with upstream_of(sends(whole), pieces) as (fetcher, url, upstream):
+        assert await body_of(fetcher, url) == b"x" * MAX_NON_BODY_BYTES
+        assert await body_of(fetcher, url) == b"x" * 1000
     assert upstream.connections == 1
 
 
@@ -255,8 +260,8 @@ THIRD = b"X: " + b"x" * (MAX_NON_BODY_BYTES // 3) + b"\r\n"
         ),
     ],
 )
-async def test_what_is_not_body_is_bounded(begin: bytes, repeated: bytes) -> None:
-    """A response whose header or trailers never end fails; all that is not body shares one bound."""
+async def test_non_body_bytes_are_bounded(begin: bytes, repeated: bytes) -> None:
+    """A response whose header or trailers never end fails; all bytes outside the body share one bound."""
 
     async def endless(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(begin)
@@ -264,30 +269,30 @@ async def test_what_is_not_body_is_bounded(begin: bytes, repeated: bytes) -> Non
             writer.write(repeated)
             await writer.drain()
 
-    async with upstream_of(endless) as (transport, url, _):
+    async with upstream_of(endless) as (fetcher, url, _):
         with pytest.raises(AttemptFailed) as caught:
-            await body_of(transport, url)
+            await body_of(fetcher, url)
     assert caught.value.failure.reason is Reason.CONNECTION_LOST
 
 
-async def test_bound_is_shared_by_all_that_is_not_body() -> None:
-    """Two thirds of the bound are taken as header and trailers; three thirds and a line are not."""
+async def test_non_body_bytes_share_one_bound() -> None:
+    """Two thirds of the bound are accepted as header and trailers; three thirds and a line are not."""
     interim = b"HTTP/1.1 103 Early Hints\r\n" + THIRD + b"\r\n"
     final = OK + THIRD + CHUNKED.removeprefix(OK)
     async with upstream_of(
-        says(interim, final, b"\r\n"), says(final, THIRD, b"\r\n"), says(interim, final, THIRD, b"Y: y\r\n")
-    ) as (transport, url, _):
-        assert await body_of(transport, url) == b"image"
-        assert await body_of(transport, url) == b"image"
+        sends(interim, final, b"\r\n"), sends(final, THIRD, b"\r\n"), sends(interim, final, THIRD, b"Y: y\r\n")
+    ) as (fetcher, url, _):
+        assert await body_of(fetcher, url) == b"image"
+        assert await body_of(fetcher, url) == b"image"
         with pytest.raises(AttemptFailed) as caught:
-            await body_of(transport, url)
+            await body_of(fetcher, url)
     assert caught.value.failure.reason is Reason.CONNECTION_LOST
 
 
 @pytest.mark.parametrize("forged", [SECOND, b"\r\n", b"x"], ids=["response", "empty_line", "byte"])
 @pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_connection_with_unread_bytes_is_not_used(
+async def test_connection_with_unread_bytes_is_not_reused(
     forged: bytes,
     over_tls: bool,  # noqa: FBT001 - a case
     method: str,
@@ -301,34 +306,34 @@ async def test_connection_with_unread_bytes_is_not_used(
         writer.write(OK + b"Content-Length: 5\r\n\r\nimage")
         idle.append(writer)
 
-    following = says(OK + b"Content-Length: 4\r\n\r\nnext")
+    following = sends(OK + b"Content-Length: 4\r\n\r\nnext")
     tls = {"secured": secured, "trusting": trusting} if over_tls else {}
-    async with upstream_of(first, following, **tls) as (transport, url, upstream):  # type: ignore[arg-type]
-        assert await body_of(transport, url) == b"image"
+    async with upstream_of(first, following, **tls) as (fetcher, url, upstream):  # type: ignore[arg-type]
+        assert await body_of(fetcher, url) == b"image"
         idle[0].write(forged)  # goes to the socket at once, and no turn of the loop follows
         if method == "GET":
-            assert await body_of(transport, url) == b"next"
+            assert await body_of(fetcher, url) == b"next"
         else:
-            async with transport.send(method, url, {}, b"") as response:
+            async with fetcher.send(method, url, {}, b"") as response:
                 assert await response.read() == b"next"
     assert upstream.connections == 2
 
 
-async def test_idle_connection_that_was_closed_is_not_used() -> None:
+async def test_closed_idle_connection_is_not_reused() -> None:
     """The end of an idle connection is noticed before a request is written to it."""
     idle: list[asyncio.StreamWriter] = []
 
     async def first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK + b"Content-Length: 5\r\n\r\nimage")
         idle.append(writer)
-        upstream.asked.append(await reader.read())
+        upstream.requests.append(await reader.read())
 
-    async with upstream_of(first, says(OK + b"Content-Length: 4\r\n\r\nnext")) as (transport, url, upstream):
-        assert await body_of(transport, url) == b"image"
+    async with upstream_of(first, sends(OK + b"Content-Length: 4\r\n\r\nnext")) as (fetcher, url, upstream):
+        assert await body_of(fetcher, url) == b"image"
         idle[0].write_eof()
-        assert await body_of(transport, url) == b"next"
+        assert await body_of(fetcher, url) == b"next"
     assert upstream.connections == 2
-    assert min(map(len, upstream.asked)) == 0, "nothing came on the first connection behind its end"
+    assert min(map(len, upstream.requests)) == 0, "no request was sent on the first connection behind its end"
 
 
 async def close(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -345,17 +350,17 @@ async def abort(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 def paths_of(upstream: Upstream) -> list[bytes]:
     """Return the path of each request."""
-    return [request.split(b" ", 2)[1] for request in upstream.asked]
+    return [request.split(b" ", 2)[1] for request in upstream.requests]
 
 
 @pytest.mark.parametrize("ending", [close, abort], ids=["closed", "reset"])
 async def test_reused_connection_that_dies_is_replaced(ending: Script) -> None:
     """A request on an idle connection that is closed without a response is sent again, not the one before it."""
     redirect = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
-    async with upstream_of(says(redirect), ending, says(ANSWERS["length"])) as (transport, url, upstream):
-        assert await body_of(transport, url) == b"image"
+    async with upstream_of(sends(redirect), ending, sends(RESPONSES["length"])) as (fetcher, url, upstream):
+        assert await body_of(fetcher, url) == b"image"
     assert paths_of(upstream) == [b"/image?of=1", b"/there", b"/there"]
-    assert upstream.asked[1] == upstream.asked[2]
+    assert upstream.requests[1] == upstream.requests[2]
     assert upstream.connections == 2
 
 
@@ -365,37 +370,39 @@ async def test_dead_connection_is_replaced_by_a_new_one() -> None:
 
     async def together(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await both.wait()
-        writer.write(ANSWERS["length"])
+        writer.write(RESPONSES["length"])
 
-    async with upstream_of(together, together, close, says(ANSWERS["length"])) as (transport, url, upstream):
-        await asyncio.gather(*(body_of(transport, url) for _ in range(2)))
+    async with upstream_of(together, together, close, sends(RESPONSES["length"])) as (fetcher, url, upstream):
+        await asyncio.gather(*(body_of(fetcher, url) for _ in range(2)))
         assert upstream.connections == 2
-        assert await body_of(transport, url) == b"image"
-    assert (upstream.connections, len(upstream.asked)) == (3, 4)
+        assert await body_of(fetcher, url) == b"image"
+    assert (upstream.connections, len(upstream.requests)) == (3, 4)
 
 
 @pytest.mark.parametrize(
     ("scripts", "requests"),
     [
         pytest.param([close], 1, id="new_connection"),
-        pytest.param([says(ANSWERS["length"]), close, close], 3, id="twice"),
-        pytest.param([says(ANSWERS["length"]), says(b"H", end=True)], 2, id="after_the_first_byte"),
-        pytest.param([says(ANSWERS["length"]), says(b"HTTP/1.1 100 OK\r\n\r\n", end=True)], 2, id="after_an_interim"),
+        pytest.param([sends(RESPONSES["length"]), close, close], 3, id="twice"),
+        pytest.param([sends(RESPONSES["length"]), sends(b"H", end=True)], 2, id="after_the_first_byte"),
+        pytest.param(
+            [sends(RESPONSES["length"]), sends(b"HTTP/1.1 100 OK\r\n\r\n", end=True)], 2, id="after_an_interim"
+        ),
     ],
 )
-async def test_connection_that_breaks_otherwise_is_a_failure(scripts: Sequence[Script], requests: int) -> None:
-    """A request is repeated once, only on behalf of an idle connection, and only before the first byte."""
-    async with upstream_of(*scripts) as (transport, url, upstream):
+async def test_other_broken_connection_is_a_failure(scripts: Sequence[Script], requests: int) -> None:
+    """A request is repeated once, only on a reused connection, and only before the first byte."""
+    async with upstream_of(*scripts) as (fetcher, url, upstream):
         for _ in scripts[: requests - 1 if requests < 3 else 1]:
-            assert await body_of(transport, url) == b"image"
+            assert await body_of(fetcher, url) == b"image"
         with pytest.raises(AttemptFailed) as caught:
-            await body_of(transport, url)
+            await body_of(fetcher, url)
     assert caught.value.failure.reason is Reason.CONNECTION_LOST
-    assert len(upstream.asked) == requests
+    assert len(upstream.requests) == requests
 
 
-async def test_answer_that_nobody_asked_for_is_not_the_next_one() -> None:
-    """A connection on which something came while it was idle is closed, and another one asked."""
+async def test_unrequested_response_is_not_the_next_one() -> None:
+    """A connection on which bytes arrived while it was idle is closed, and the request uses another."""
     late, forged = asyncio.Event(), asyncio.Event()
 
     async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -407,32 +414,32 @@ async def test_answer_that_nobody_asked_for_is_not_the_next_one() -> None:
         with suppress(ConnectionError):
             await reader.read()
 
-    async with upstream_of(twice, says(OK + b"Content-Length: 4\r\n\r\nnext")) as (transport, url, upstream):
-        assert await body_of(transport, url) == b"image"
+    async with upstream_of(twice, sends(OK + b"Content-Length: 4\r\n\r\nnext")) as (fetcher, url, upstream):
+        assert await body_of(fetcher, url) == b"image"
         late.set()
         await forged.wait()
         for _ in range(10):  # turns of the loop in which it arrives
             await asyncio.sleep(0)
-        assert await body_of(transport, url) == b"next"
+        assert await body_of(fetcher, url) == b"next"
     assert upstream.connections == 2
 
 
 @pytest.mark.parametrize(
     ("script", "reason", "received"),
     [
-        pytest.param(says(end=True), Reason.CONNECTION_LOST, b"", id="closed_at_once"),
-        pytest.param(says(b"HTTP/1.1 200", end=True), Reason.CONNECTION_LOST, b"", id="closed_in_the_head"),
-        pytest.param(says(b"SSH-2.0-OpenSSH\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="not_http"),
-        pytest.param(says(OK + b"X: " + b"x" * MAX_NON_BODY_BYTES), Reason.CONNECTION_LOST, b"", id="endless_head"),
+        pytest.param(sends(end=True), Reason.CONNECTION_LOST, b"", id="closed_at_once"),
+        pytest.param(sends(b"HTTP/1.1 200", end=True), Reason.CONNECTION_LOST, b"", id="closed_in_the_header"),
+        pytest.param(sends(b"SSH-2.0-OpenSSH\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="not_http"),
+        pytest.param(sends(OK + b"X: " + b"x" * MAX_NON_BODY_BYTES), Reason.CONNECTION_LOST, b"", id="endless_header"),
         pytest.param(
-            says(OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            sends(OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
             Reason.CONNECTION_LOST,
             b"",
             id="two_lengths",
         ),
         *(
             pytest.param(
-                says(OK + header + b"\r\n\r\nimage", end=True), Reason.CONNECTION_LOST, b"", id=str(header, "ascii")
+                sends(OK + header + b"\r\n\r\nimage", end=True), Reason.CONNECTION_LOST, b"", id=str(header, "ascii")
             )
             for header in (
                 b"Content-Length: 9999999999999999999",
@@ -450,59 +457,61 @@ async def test_answer_that_nobody_asked_for_is_not_the_next_one() -> None:
                 b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked",
             )
         ),
-        pytest.param(says(b"\r\n\r\n" + OK + b"\r\n"), Reason.CONNECTION_LOST, b"", id="empty_lines_before"),
-        pytest.param(says(b"HTTP/1.1 000 OK\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="no_status"),
+        pytest.param(sends(b"\r\n\r\n" + OK + b"\r\n"), Reason.CONNECTION_LOST, b"", id="empty_lines_before"),
+        pytest.param(sends(b"HTTP/1.1 000 OK\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="no_status"),
         pytest.param(
-            says(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="coding"
+            sends(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), Reason.CONNECTION_LOST, b"", id="coding"
         ),
         pytest.param(
-            says(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
+            sends(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
             Reason.CONNECTION_LOST,
             b"",
             id="upgrade",
         ),
-        pytest.param(says(OK + b"Content-Length: 9\r\n\r\nhalf", end=True), Reason.TRUNCATED, b"half", id="cut"),
+        pytest.param(sends(OK + b"Content-Length: 9\r\n\r\nhalf", end=True), Reason.TRUNCATED, b"half", id="cut"),
         pytest.param(reset, Reason.TRUNCATED, b"half", id="reset"),
         pytest.param(
-            says(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", end=True),
+            sends(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", end=True),
             Reason.TRUNCATED,
             b"half",
             id="open",
         ),
         pytest.param(
-            says(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nno number\r\n"),
+            sends(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nno number\r\n"),
             Reason.CONNECTION_LOST,
             b"half",
             id="broken_chunks",
         ),
     ],
 )
-async def test_what_is_no_whole_answer_is_a_failure(script: Script, reason: Reason, received: bytes) -> None:
-    """An answer that is not whole is never taken for one; what came of it is handed out before."""
-    async with upstream_of(script) as (transport, url, _):
+async def test_incomplete_response_is_a_failure(script: Script, reason: Reason, received: bytes) -> None:
+    """An incomplete response always fails; the bytes before are delivered first."""
+    async with upstream_of(script) as (fetcher, url, _):
         body = bytearray()
         with pytest.raises(AttemptFailed) as caught:
-            await body_of(transport, url, into=body)
+            await body_of(fetcher, url, into=body)
     assert caught.value.failure.reason is reason
     assert body == received
 
 
-@pytest.mark.parametrize("before", [b"", OK + b"Content-Length: 9\r\n\r\nhalf"], ids=["no_answer", "in_the_body"])
-async def test_silence_is_a_time_out(before: bytes) -> None:
-    """An upstream that says nothing for too long is given up, and told so by the end of the connection."""
+@pytest.mark.parametrize(
+    "before", [b"", OK + b"Content-Length: 9\r\n\r\nhalf"], ids=["before_the_header", "in_the_body"]
+)
+async def test_idle_timeout_ends_the_connection(before: bytes) -> None:
+    """An upstream that sends nothing for the idle timeout fails, and its connection is closed."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await says(before)(reader, writer)
-        await silence(reader, writer)
+        await sends(before)(reader, writer)
+        await stays_silent(reader, writer)
 
-    async with upstream_of(script, silence_seconds=0.05) as (transport, url, _):
+    async with upstream_of(script, idle_timeout_seconds=0.05) as (fetcher, url, _):
         with pytest.raises(AttemptFailed) as caught:
-            await body_of(transport, url)
+            await body_of(fetcher, url)
     assert caught.value.failure.reason is Reason.TIMEOUT
 
 
-async def test_reader_that_does_not_read_holds_the_upstream_back_and_is_no_silence() -> None:
-    """However long nobody reads: little is held, the upstream waits, and it is not blamed for that."""
+async def test_paused_reader_is_backpressure_and_no_idle_timeout() -> None:
+    """While nothing is read, little is buffered, the upstream waits, and the idle timeout does not run."""
     size = 64 * 1024 * 1024
     body = bytes(1024 * 1024)
     stuck = asyncio.Event()
@@ -514,66 +523,66 @@ async def test_reader_that_does_not_read_holds_the_upstream_back_and_is_no_silen
         while sent < size:
             writer.write(body)
             drained = asyncio.ensure_future(writer.drain())
-            if not (await asyncio.wait([drained], timeout=0.2))[0]:  # ten periods of silence
+            if not (await asyncio.wait([drained], timeout=0.2))[0]:  # ten idle timeouts
                 stuck.set()
             await drained
             sent += len(body)
 
     async with (
-        upstream_of(large, silence_seconds=0.02) as (transport, url, _),
-        transport.get(url, {}) as answer,
+        upstream_of(large, idle_timeout_seconds=0.02) as (fetcher, url, _),
+        fetcher.get(url, {}) as response,
     ):
         await stuck.wait()
         assert sent < size
         received = 0
-        while chunk := await answer.read():
+        while chunk := await response.read():
             received += len(chunk)
         assert received == size
 
 
-async def test_body_of_a_redirect_is_read_for_its_connection() -> None:
-    """A redirect's body is of no use, but a new connection costs more than a few bytes."""
+async def test_small_body_of_a_redirect_is_discarded() -> None:
+    """A redirect's small body is read to its end, and the connection is reused."""
     redirect = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: 5\r\n\r\nthere"
-    there = says(OK + b"Content-Length: 5\r\n\r\nimage")
-    async with upstream_of(says(redirect), there) as (transport, url, upstream):
-        assert await body_of(transport, url) == b"image"
-    assert upstream.asked[1].startswith(b"GET /there HTTP/1.1\r\n")
+    there = sends(OK + b"Content-Length: 5\r\n\r\nimage")
+    async with upstream_of(sends(redirect), there) as (fetcher, url, upstream):
+        assert await body_of(fetcher, url) == b"image"
+    assert upstream.requests[1].startswith(b"GET /there HTTP/1.1\r\n")
     assert upstream.connections == 1
 
 
-async def test_large_body_of_a_redirect_is_not_read() -> None:
-    """A redirect with more of a body than a new connection costs loses its connection at once."""
+async def test_large_body_of_a_redirect_aborts_the_connection() -> None:
+    """The connection of a redirect with a large body is closed at once."""
     ended = asyncio.Event()
 
     async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: %d\r\n\r\n"
-        writer.write(head % (2 * MAX_LEFTOVER_BYTES) + b"there")
+        header = b"HTTP/1.1 302 Found\r\nLocation: /there\r\nContent-Length: %d\r\n\r\n"
+        writer.write(header % (2 * MAX_LEFTOVER_BYTES) + b"there")
         with suppress(ConnectionError):
             await reader.read()
         ended.set()
 
-    there = says(OK + b"Content-Length: 5\r\n\r\nimage")
-    async with upstream_of(redirect, there) as (transport, url, upstream):
-        assert await body_of(transport, url) == b"image"
+    there = sends(OK + b"Content-Length: 5\r\n\r\nimage")
+    async with upstream_of(redirect, there) as (fetcher, url, upstream):
+        assert await body_of(fetcher, url) == b"image"
         await ended.wait()
     assert upstream.connections == 2
 
 
-async def test_left_answer_ends_its_connection() -> None:
-    """Whoever leaves in mid-answer, or is cancelled while it waits for one, leaves no connection behind."""
-    asked, ended = asyncio.Event(), asyncio.Event()
+async def test_abandoned_response_closes_its_connection() -> None:
+    """A reader that leaves in the middle of a response, or is cancelled before it, leaves no connection behind."""
+    requested, ended = asyncio.Event(), asyncio.Event()
 
     async def never(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        asked.set()
+        requested.set()
         with suppress(ConnectionError):
             await reader.read()
         ended.set()
 
-    async with upstream_of(says(OK + b"Content-Length: 9\r\n\r\nhalf"), never) as (transport, url, upstream):
-        async with transport.get(url, {}) as answer:
-            assert await answer.read() == b"half"
-        waiting = asyncio.create_task(body_of(transport, url))
-        await asked.wait()
+    async with upstream_of(sends(OK + b"Content-Length: 9\r\n\r\nhalf"), never) as (fetcher, url, upstream):
+        async with fetcher.get(url, {}) as response:
+            assert await response.read() == b"half"
+        waiting = asyncio.create_task(body_of(fetcher, url))
+        await requested.wait()
         waiting.cancel()
         await asyncio.wait([waiting])
         await ended.wait()
@@ -582,13 +591,13 @@ async def test_left_answer_ends_its_connection() -> None:
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Return who signs certificates."""
+    """Return a certificate authority."""
     return trustme.CA()
 
 
 @pytest.fixture
 def secured(authority: trustme.CA) -> ssl.SSLContext:
-    """Return what a server on loopback speaks TLS with."""
+    """Return the TLS context of a server on loopback."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     return context
@@ -596,29 +605,31 @@ def secured(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    """Return what a client trusts that server with."""
+    """Return the TLS context of a client that trusts that server."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
 
 
-@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-async def test_tls_carries_the_same_answers(answer: bytes, secured: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
-    """Behind TLS bodies come as whole as without it, one after the other on one connection."""
+@pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES)
+async def test_tls_carries_the_same_responses(
+    response: bytes, secured: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    """Bodies are as complete over TLS as without it, one after the other on one connection."""
     large = bytes(range(256)) * 16_384
     async with upstream_of(
-        says(answer),
-        says(OK + b"Content-Length: %d\r\n\r\n" % len(large), large),
-        says(answer),
+        sends(response),
+        sends(OK + b"Content-Length: %d\r\n\r\n" % len(large), large),
+        sends(response),
         secured=secured,
         trusting=trusting,
-    ) as (transport, url, upstream):
-        assert [await body_of(transport, url) for _ in range(3)] == [b"image", large, b"image"]
+    ) as (fetcher, url, upstream):
+        assert [await body_of(fetcher, url) for _ in range(3)] == [b"image", large, b"image"]
     assert upstream.connections == 1
 
 
-async def test_tls_reader_that_leaves_ends_the_connection(secured: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
-    """Whoever leaves in mid-answer is not waited for by a farewell of TLS's."""
+async def test_abandoned_tls_response_closes_its_connection(secured: ssl.SSLContext, trusting: ssl.SSLContext) -> None:
+    """Leaving in the middle of a response does not wait for TLS's close_notify."""
     ended = asyncio.Event()
 
     async def endless(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -629,14 +640,14 @@ async def test_tls_reader_that_leaves_ends_the_connection(secured: ssl.SSLContex
                 await writer.drain()
         ended.set()
 
-    async with upstream_of(endless, secured=secured, trusting=trusting) as (transport, url, _):
-        async with transport.get(url, {}) as answer:
-            assert await answer.read()
+    async with upstream_of(endless, secured=secured, trusting=trusting) as (fetcher, url, _):
+        async with fetcher.get(url, {}) as response:
+            assert await response.read()
         await ended.wait()
 
 
 @pytest.mark.parametrize("end", [True, False], ids=["closed", "cut"])
-async def test_tls_answer_that_is_cut_is_not_whole(
+async def test_truncated_tls_response_is_a_failure(
     end: bool,  # noqa: FBT001 - a case
     secured: ssl.SSLContext,
     trusting: ssl.SSLContext,
@@ -652,31 +663,33 @@ async def test_tls_answer_that_is_cut_is_not_whole(
             writer.transport.abort()
 
     body = bytearray()
-    async with upstream_of(half, secured=secured, trusting=trusting) as (transport, url, _):
+    async with upstream_of(half, secured=secured, trusting=trusting) as (fetcher, url, _):
         with pytest.raises(AttemptFailed) as caught:
-            await body_of(transport, url, into=body)
+            await body_of(fetcher, url, into=body)
     assert (caught.value.failure.reason, bytes(body)) == (Reason.TRUNCATED, b"half")
 
 
-async def test_server_that_is_not_trusted_is_not_asked(secured: ssl.SSLContext) -> None:
-    """A certificate of nobody we know ends it before the question, which may hold the key."""
-    async with upstream_of(says(ANSWERS["length"]), secured=secured) as (transport, url, upstream):
+async def test_untrusted_server_gets_no_request(secured: ssl.SSLContext) -> None:
+    """An untrusted certificate ends the connection before the request, which may hold the key."""
+    async with upstream_of(sends(RESPONSES["length"]), secured=secured) as (fetcher, url, upstream):
         with pytest.raises(AttemptFailed) as caught:
-            await body_of(transport, url)
+            await body_of(fetcher, url)
         assert caught.value.failure.reason is Reason.CONNECTION_FAILED
-        assert upstream.asked == []
+        assert upstream.requests == []
 
 
-def test_question() -> None:
-    """The question is one line and its fields, whatever the address holds."""
+def test_request_is_one_line_and_its_fields() -> None:
+    """Illegal characters of the URL are encoded."""
     url = URL("http://storage.example:8080/a%2Fb c\x01d?sig=a%2Bb&n=\u00e9", encoded=True)
-    head, *fields = question(url, {"Range": "bytes=5-", "If-Range": '"tag"'}).decode("ascii").split("\r\n")
-    assert head == "GET /a%2Fb%20c%01d?sig=a%2Bb&n=%C3%A9 HTTP/1.1"
+    request_line, *fields = (
+        encode_request(url, {"Range": "bytes=5-", "If-Range": '"tag"'}).decode("ascii").split("\r\n")
+    )
+    assert request_line == "GET /a%2Fb%20c%01d?sig=a%2Bb&n=%C3%A9 HTTP/1.1"
     assert fields == ["Host: storage.example:8080", "Range: bytes=5-", 'If-Range: "tag"', "", ""]
 
 
 @pytest.mark.parametrize("value", ["a\r\nX: y", "a\nX: y", "a\rX: y"])
-def test_header_that_would_begin_a_line_is_refused(value: str) -> None:
+def test_header_value_with_a_line_break_is_rejected(value: str) -> None:
     """No value can put another field, or another request, behind its own."""
     with pytest.raises(ValueError, match="line break"):
-        question(URL("http://api.example/"), {"X-Request-ID": value})
+        encode_request(URL("http://api.example/"), {"X-Request-ID": value})

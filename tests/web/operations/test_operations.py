@@ -21,7 +21,7 @@ from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
 from service.server.run import running
 from service.settings import load_settings
 from service.upstream import health as upstream_health
-from service.upstream.health import OPEN_AFTER_FAILURES, OPEN_SECONDS, UpstreamHealth
+from service.upstream.health import FAILING_SECONDS, FAILURE_THRESHOLD, UpstreamHealth
 from tests.archives import add_order, download, images_url
 from tests.conftest import StartService, settings_for
 from tests.monitoring.test_metrics import logged, scrape_after
@@ -101,18 +101,18 @@ async def test_health_waits_for_nobody(
     ("steps", "is_open"),
     [
         pytest.param([], False, id="new"),
-        pytest.param([FAIL] * (OPEN_AFTER_FAILURES - 1), False, id="one too few"),
-        pytest.param([FAIL] * OPEN_AFTER_FAILURES, True, id="enough"),
-        pytest.param([FAIL] * (2 * OPEN_AFTER_FAILURES), True, id="more"),
-        pytest.param([FAIL] * OPEN_AFTER_FAILURES + [SUCCEED], False, id="closed by a success"),
-        pytest.param([FAIL] * OPEN_AFTER_FAILURES + [SUCCEED, FAIL], False, id="counted anew"),
-        pytest.param(([FAIL] * (OPEN_AFTER_FAILURES - 1) + [SUCCEED]) * 3, False, id="not in a row"),
-        pytest.param([FAIL] * OPEN_AFTER_FAILURES + [OPEN_SECONDS - 1], True, id="still"),
-        pytest.param([FAIL] * OPEN_AFTER_FAILURES + [OPEN_SECONDS], False, id="over"),
+        pytest.param([FAIL] * (FAILURE_THRESHOLD - 1), False, id="one too few"),
+        pytest.param([FAIL] * FAILURE_THRESHOLD, True, id="enough"),
+        pytest.param([FAIL] * (2 * FAILURE_THRESHOLD), True, id="more"),
+        pytest.param([FAIL] * FAILURE_THRESHOLD + [SUCCEED], False, id="closed by a success"),
+        pytest.param([FAIL] * FAILURE_THRESHOLD + [SUCCEED, FAIL], False, id="counted anew"),
+        pytest.param(([FAIL] * (FAILURE_THRESHOLD - 1) + [SUCCEED]) * 3, False, id="not in a row"),
+        pytest.param([FAIL] * FAILURE_THRESHOLD + [FAILING_SECONDS - 1], True, id="still"),
+        pytest.param([FAIL] * FAILURE_THRESHOLD + [FAILING_SECONDS], False, id="over"),
         pytest.param(
-            [FAIL] * OPEN_AFTER_FAILURES + [OPEN_SECONDS - 1, FAIL, OPEN_SECONDS - 1], True, id="from the last"
+            [FAIL] * FAILURE_THRESHOLD + [FAILING_SECONDS - 1, FAIL, FAILING_SECONDS - 1], True, id="from the last"
         ),
-        pytest.param([FAIL] * OPEN_AFTER_FAILURES + [OPEN_SECONDS, FAIL], True, id="again by one more"),
+        pytest.param([FAIL] * FAILURE_THRESHOLD + [FAILING_SECONDS, FAIL], True, id="again by one more"),
     ],
 )
 def test_breaker(steps: Sequence[str | float], is_open: bool) -> None:  # noqa: FBT001
@@ -123,10 +123,10 @@ def test_breaker(steps: Sequence[str | float], is_open: bool) -> None:  # noqa: 
         if isinstance(step, float):
             now[0] += step
         elif step == FAIL:
-            breaker.failed()
+            breaker.record_failure()
         else:
-            breaker.succeeded()
-    assert breaker.is_open is is_open
+            breaker.record_success()
+    assert breaker.is_failing is is_open
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ async def test_readiness_follows_the_upstream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Look-ups that fail one after another make the service unready; the first that does not, ready again."""
-    monkeypatch.setattr(upstream_health, "OPEN_AFTER_FAILURES", 2)
+    monkeypatch.setattr(upstream_health, "FAILURE_THRESHOLD", 2)
     # The deadline of the caller may be the shorter one.
     service = await start_service(image_attempts=1, image_timeout_seconds=60, first_byte_seconds=0.3)
     order = add_order(sandbox, [1000])
@@ -171,7 +171,7 @@ async def test_storage_does_not_open_the_breaker(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fails at the storage, or by our own refusal, says nothing of the API."""
-    monkeypatch.setattr(upstream_health, "OPEN_AFTER_FAILURES", 1)
+    monkeypatch.setattr(upstream_health, "FAILURE_THRESHOLD", 1)
     service = await start_service(image_attempts=1)
     order = add_order(sandbox, [1000] * 2)
     sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=503))
@@ -375,7 +375,7 @@ async def test_recent_errors_are_for_the_operator(
     if seen:
         (error,) = found["recent_errors"]
         assert (error["event"], error["request_id"]) == ("request.rejected", "call-9")
-        assert error["detail"] == "The order look-up failed: the upstream answered 500."
+        assert error["detail"] == "The order look-up failed: the upstream responded with status 500."
         assert error["time"].endswith("+00:00")
 
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from service.sandbox import ANY_IMAGE, Fault, Kind, Sandbox
 from service.sandbox.uploads import Uploads
-from service.upstream.image_formats import PHOTO_HEAD_BYTES, is_photo
+from service.upstream.image_formats import PHOTO_SNIFF_BYTES, is_photo
 from service.web.uploads.form_parts import clean_name
 from tests.archives import download, images_url, jpeg
 from tests.conftest import StartService
@@ -406,4 +406,4 @@ def test_names(name: str, cleaned: str) -> None:
 )
 def test_photos_are_known_by_their_first_bytes(head: bytes, taken: bool) -> None:  # noqa: FBT001
     """The formats that the API enhances are taken, others are not."""
-    assert is_photo(head.ljust(PHOTO_HEAD_BYTES, b"\0") if head else b"") is taken
+    assert is_photo(head.ljust(PHOTO_SNIFF_BYTES, b"\0") if head else b"") is taken

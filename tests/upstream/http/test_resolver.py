@@ -1,4 +1,4 @@
-"""What names stand for is judged on the connection itself: nothing that is not public is ever dialled."""
+"""The SSRF policy at name resolution: no address that is not public is ever dialled."""
 
 import asyncio
 import socket
@@ -12,7 +12,9 @@ from yarl import URL
 
 from service.model import Reason
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
-from service.upstream.http.fetcher import AddressRejected, Fetcher, PublicResolver, open_session
+from service.upstream.http.fetcher import Fetcher
+from service.upstream.http.resolver import AddressRejected, PublicResolver
+from service.upstream.http.session import open_session
 from service.upstream.rate_limiter import RateLimiter
 from service.upstream.retry import AttemptFailed
 from service.upstream.url_policy import UrlPolicy
@@ -22,13 +24,13 @@ PUBLIC = "52.218.0.1"
 
 
 def resolved(address: str, port: int = 0) -> ResolveResult:
-    """Return what a name is resolved to."""
+    """Return one result of a resolution."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return ResolveResult(hostname="x", host=address, port=port, family=family, proto=0, flags=0)
 
 
-def answer_with(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Let the system's resolver answer every question so."""
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let the system's resolver return these addresses for every name."""
 
     async def resolve(_self: object, _host: str, port: int = 0, _family: int = 0) -> list[ResolveResult]:
         return [resolved(address, port) for address in addresses]
@@ -37,13 +39,13 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 
 
 @asynccontextmanager
-async def transport(rules: UrlPolicy, *, key: str = "hush") -> AsyncIterator[Fetcher]:
-    """Open a transport with a session of its own."""
+async def open_fetcher(url_policy: UrlPolicy, *, key: str = "hush") -> AsyncIterator[Fetcher]:
+    """Open a fetcher with a session of its own."""
     async with open_session(allow_private=False, connect_timeout_seconds=5) as session:
         clock = asyncio.get_running_loop().time
         yield Fetcher(
-            session, rules, politeness=RateLimiter(1000, clock=clock), api_headers={"x-api-key": key},
-            silence_seconds=5,
+            session, url_policy, rate_limiter=RateLimiter(1000, clock=clock), api_headers={"x-api-key": key},
+            idle_timeout_seconds=5,
         )  # fmt: skip
 
 
@@ -66,18 +68,18 @@ async def transport(rules: UrlPolicy, *, key: str = "hush") -> AsyncIterator[Fet
         pytest.param(["2600:1f18::1", "10.0.0.1"], id="one_of_two_families"),
     ],
 )
-async def test_a_name_with_an_address_inside_is_refused(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One address that is not public among a name's answers is enough, whatever its family."""
-    answer_with(monkeypatch, *addresses)
+async def test_name_with_a_private_address_is_rejected(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One address that is not public among a name's addresses is enough, of either family."""
+    resolve_to(monkeypatch, *addresses)
     resolver = PublicResolver(allow_private=False)
     with pytest.raises(AddressRejected, match=r"files\.example\.com has an address that is not public"):
         await resolver.resolve("files.example.com", 443)
     assert [one["host"] for one in await PublicResolver(allow_private=True).resolve("files.example.com")] == addresses
 
 
-async def test_a_name_outside_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name of which every address is public is handed on as it was resolved."""
-    answer_with(monkeypatch, PUBLIC, "2600:1f18::1")
+async def test_name_with_public_addresses_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results of the system's resolver are returned unchanged."""
+    resolve_to(monkeypatch, PUBLIC, "2600:1f18::1")
     found = await PublicResolver(allow_private=False).resolve("files.example.com", 443)
     assert found == [resolved(PUBLIC, 443), resolved("2600:1f18::1", 443)]
 
@@ -97,24 +99,24 @@ async def test_a_name_outside_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("127\u30020\u30020\u30021", id="ideographic_dots"),
         pytest.param("\u24dbocalhost", id="circled_letter"),
         pytest.param("localhost", id="name"),
-        pytest.param("files.example.com", id="name_that_answers_private"),
+        pytest.param("files.example.com", id="name_with_private_address"),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 @pytest.mark.usefixtures("nothing_left_behind")
-async def test_nothing_inside_is_dialled(method: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No spelling of loopback, and no name that stands for it, brings a connection: for images and for uploads."""
+async def test_private_address_is_never_dialled(method: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No spelling of loopback, and no name that resolves to it, opens a connection: for images and for uploads."""
     if host == "files.example.com":
-        answer_with(monkeypatch, "127.0.0.1")
+        resolve_to(monkeypatch, "127.0.0.1")
     dialled: list[object] = []
 
     async def dial(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         dialled.append(writer.get_extra_info("peername"))
         writer.close()
 
-    async with await asyncio.start_server(dial, "127.0.0.1") as listening, transport(UrlPolicy(API)) as ours:
+    async with await asyncio.start_server(dial, "127.0.0.1") as listening, open_fetcher(UrlPolicy(API)) as fetcher:
         url = URL(f"https://{host}:{listening.sockets[0].getsockname()[1]}/a", encoded=True)
-        opened = ours.get(url, {}) if method == "GET" else ours.send("PUT", url, {}, b"x")
+        opened = fetcher.get(url, {}) if method == "GET" else fetcher.send("PUT", url, {}, b"x")
         with pytest.raises(AttemptFailed) as caught:
             async with opened:
                 pass
@@ -122,16 +124,16 @@ async def test_nothing_inside_is_dialled(method: str, host: str, monkeypatch: py
     assert dialled == []
 
 
-async def test_a_redirect_to_a_name_inside_is_not_followed(sandbox: Sandbox) -> None:
-    """The name in a redirect is resolved and judged like every other, on the way to the socket."""
+async def test_redirect_to_a_private_name_is_not_followed(sandbox: Sandbox) -> None:
+    """The host name of a redirect is resolved and checked like every other, when the connection is made."""
     image = sandbox.orders[DEMO_ORDER_ID].images[0]
     inside = URL(sandbox.storage_origin).with_host("localhost")
     sandbox.faults.always(image.image_id, Fault(Kind.REDIRECT_TO, location=f"{inside}/enhanced/1"))
-    # The stand-in's own addresses are literal, so the rules let them pass; names are the resolver's.
-    async with transport(UrlPolicy(URL(sandbox.api_origin), allow_private=True), key=sandbox.api_key) as ours:
+    # The sandbox has literal addresses, which the policy allows here; names are checked by the resolver.
+    async with open_fetcher(UrlPolicy(URL(sandbox.api_origin), allow_private=True), key=sandbox.api_key) as fetcher:
         url = URL(f"{sandbox.api_base}/images/{image.image_id}/enhanced?preview=true")
         with pytest.raises(AttemptFailed) as caught:
-            async with ours.get(url, {}):
+            async with fetcher.get(url, {}):
                 pass
     assert caught.value.failure.reason is Reason.REDIRECT_REFUSED
     assert caught.value.failure.detail == "localhost has an address that is not public"
