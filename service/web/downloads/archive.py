@@ -106,7 +106,9 @@ async def _serve(request: web.Request, services: Services, record: ArchiveRecord
         async with AsyncExitStack() as stack:
             follower = None
             if options.wait and may_change(order, options):
-                follower = await stack.enter_async_context(services.live_orders.follow(order, asked, until=wait_until))
+                follower = await stack.enter_async_context(
+                    services.live_orders.subscribe(order, asked, until=wait_until)
+                )
                 order = await _with_images(order, follower, wait_until)
                 deadline = wait_until + services.first_byte_seconds
             plan = plan_archive(order, options, max_images=services.max_images)
