@@ -72,22 +72,27 @@ class _PolledOrder:
 
 
 class Subscription:
-    """One archive's view of an order that changes."""
+    """One archive's view of an order that changes, until a deadline by the event loop's clock."""
 
-    def __init__(self, watch: ValueWatch[Order], order: Order) -> None:
+    def __init__(self, watch: ValueWatch[Order], order: Order, *, until: float) -> None:
         self._watch = watch
+        self._until = until
         # A subscriber with an older order than the known one gets the latter at once.
         self._seen = watch.version if watch.value == order or watch.closed else watch.version - 1
 
     async def next(self) -> Order | None:
-        """Return the order of the next poll, changed or not; ``None`` when polling has ended.
+        """Return the order of the next poll, changed or not; ``None`` after the deadline or the end of polling.
 
         Polls between two calls count as one.
 
         Raises:
             Exception: the bug that ended the polling.
         """
-        if not await self._watch.changed(self._seen):
+        try:
+            async with asyncio.timeout_at(self._until):
+                if not await self._watch.changed(self._seen):
+                    return None
+        except TimeoutError:
             return None
         self._seen = self._watch.version
         return self._watch.value
@@ -123,7 +128,7 @@ class OrderWatcher:
         loop = asyncio.get_running_loop()
         last_poll = loop.call_at(max(until - LAST_POLL_SECONDS, (loop.time() + until) / 2), polled.poked.set)
         try:
-            yield Subscription(polled.watch, order)
+            yield Subscription(polled.watch, order, until=until)
         finally:
             last_poll.cancel()
             polled.subscriptions -= 1

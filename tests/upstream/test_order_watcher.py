@@ -231,3 +231,4 @@ async def test_last_poll_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None
     async with subscribe(watcher, ORDER), watcher.subscribe(ORDER, now(), until=now() + 0.1) as leaving:
         assert await leaving.next() == LATER
         assert api.polls == 1
+        assert await leaving.next() is None, "the subscription ends at its deadline"
