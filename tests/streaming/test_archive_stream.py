@@ -217,10 +217,10 @@ async def test_begin_hands_out_nothing() -> None:
     async with run.stream:
         await run.begin()
         assert run.stream.bytes_out == 0
-        async with aclosing(run.stream.chunks()) as pieces:
-            header, first = await anext(pieces)
+        async with aclosing(run.stream.chunks()) as chunks:
+            (header,) = await anext(chunks)
             assert bytes(header).startswith(b"PK\x03\x04")
-            assert first == b"first"
+            assert await anext(chunks) == (b"first",)
     assert run.source.opened["a"].closed
 
 
