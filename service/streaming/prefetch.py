@@ -8,7 +8,7 @@ A slot's life::
     waiting ──first bytes──▶ ready ──claim──▶ claimed (the head of line: it is being written)
        ▲                       │                 │
        └──── interrupted ──────┘                 ▼
-                    finished or failed: known to the reader once everything before it is taken
+                    finished or failed: reaches the reader after all buffered events
 
 Bytes are bounded three times. A task holds one chunk until it may push it. Behind the head, chunks need a reservation
 in the archive's budget and in the process's (``MemoryBudget``). The head itself needs none, so an archive always makes

@@ -278,7 +278,7 @@ class Receipts:
             return
         if other is not None and not other.retryable_elsewhere:
             if not receipt.may_replace(other):
-                raise ArchiveIdInUse("This archive id is taken; choose a new UUID for each download.")
+                raise ArchiveIdInUse("This archive id is in use; choose a new UUID for each download.")
             if receipt.body is None:
                 return
             receipt.replace(other)

@@ -29,7 +29,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from service.errors import ClientStalled
 
-# Above this the transport pauses the writer until its client has taken most of it; asyncio's own limit, and uvloop's.
+# Above this the transport pauses the writer until its client has read most of it; asyncio's own limit, and uvloop's.
 WRITE_BUFFER_BYTES = 64 * 1024
 # Small writes are coalesced up to this size: each write to the transport costs about 20 µs of the process.
 COALESCE_BYTES = 128 * 1024
@@ -41,7 +41,7 @@ class StreamingResponse(web.StreamResponse):
     """A chunked ZIP with trailer fields (RFC 9110 section 6.5, RFC 9112 section 7.1.2).
 
     ``trailers`` is called once, after a complete body. HTTP/1.0 has neither chunks nor trailers: there the end of the
-    connection is the end of the archive. A client that takes no byte for ``stall_seconds`` is disconnected.
+    connection is the end of the archive. A client that reads nothing for ``stall_seconds`` is disconnected.
 
     Writes are coalesced: what is sent without the event loop running in between leaves as one chunk, of about
     ``COALESCE_BYTES`` at most. So bytes never wait for later ones that have not arrived yet.
@@ -59,7 +59,7 @@ class StreamingResponse(web.StreamResponse):
         self._unsent: list[bytes | memoryview] = []
         self._unsent_bytes = 0
         self._flush_handle: asyncio.Handle | None = None
-        # Seconds for which the archive waited for the client to take bytes.
+        # Seconds for which the archive waited for the client to read.
         self.blocked_seconds = 0.0
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -73,7 +73,7 @@ class StreamingResponse(web.StreamResponse):
         """Write the parts of a chunk, and wait while too much is unsent (backpressure).
 
         Raises:
-            ClientStalled: the client took nothing for too long.
+            ClientStalled: the client has read nothing for too long.
             ConnectionResetError: the client has gone.
         """
         writer, transport = self._require_client()
@@ -122,7 +122,7 @@ class StreamingResponse(web.StreamResponse):
                 self.blocked_seconds += time.monotonic() - started
 
     async def _drain(self, writer: AbstractStreamWriter, transport: asyncio.Transport) -> None:
-        """Wait until the protocol resumes. A client that takes any byte in each period is slow, but not stalled."""
+        """Wait until the protocol resumes. A client that reads anything in each period is slow, but not stalled."""
         loop = asyncio.get_running_loop()
         unsent_bytes = _unacknowledged_bytes(transport)
         limit = asyncio.timeout(None)
@@ -145,7 +145,7 @@ class StreamingResponse(web.StreamResponse):
                 await writer.drain()
         except TimeoutError:
             self._stalled = True
-            raise ClientStalled(f"the client has taken no byte for {self._stall_seconds:g} s") from None
+            raise ClientStalled(f"the client has read nothing for {self._stall_seconds:g} s") from None
         finally:
             timer.cancel()
 
@@ -169,7 +169,7 @@ class StreamingResponse(web.StreamResponse):
         """End the body; the trailers follow the last chunk.
 
         Raises:
-            ClientStalled: the client took nothing for too long.
+            ClientStalled: the client has read nothing for too long.
             ConnectionResetError: the client has gone, or the response was aborted.
         """
         if self._aborted:
@@ -198,7 +198,7 @@ def _unacknowledged_bytes(transport: asyncio.Transport) -> int:
     """Return the bytes that the client has not acknowledged: the transport's and the kernel's (tcp(7), SIOCOUTQ).
 
     The kernel may hold megabytes, and becomes writable only when a third of its buffer is free again: by the transport
-    alone, a client that takes 10 kB a second would seem stalled for a minute.
+    alone, a client that reads 10 kB a second would seem stalled for a minute.
     """
     in_kernel = bytes(4)
     if (sock := transport.get_extra_info("socket")) is not None:
