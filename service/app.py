@@ -30,7 +30,7 @@ from service.upstream.health import UpstreamHealth
 from service.upstream.http.fetcher import Fetcher
 from service.upstream.http.session import open_session
 from service.upstream.image_download import DownloadPolicy
-from service.upstream.order_watcher import Look, OrderWatcher
+from service.upstream.order_watcher import FetchOrder, OrderWatcher
 from service.upstream.rate_limiter import RateLimiter
 from service.upstream.sentry_api import SentryApi
 from service.upstream.uploads import UploadClient
@@ -224,7 +224,7 @@ def _services(
         demo_order_id=demo_order_id,
         thumbnail_admission=Admission(THUMBNAILS_WAITING, "pictures are being waited for"),
         thumbnail_slots=asyncio.Semaphore(THUMBNAILS_IN_FLIGHT),
-        live_orders=OrderWatcher(_looking(upstream)),
+        live_orders=OrderWatcher(_fetch_order(upstream)),
         wait_max_seconds=settings.wait_max_seconds,
         webhook_secret=settings.webhook_secret.get_secret_value() if settings.webhook_secret else None,
         upload_admission=Admission(settings.max_concurrent_uploads, "uploads are being taken"),
@@ -279,13 +279,13 @@ def _version() -> str:
         return "unknown"
 
 
-def _looking(upstream: UpstreamClient | None) -> Look:
-    async def look(order_id: str, seconds: float) -> Order:
+def _fetch_order(upstream: UpstreamClient | None) -> FetchOrder:
+    async def fetch_order(order_id: str, seconds: float) -> Order:
         if upstream is None:
             raise ApiKeyNotConfigured("There is no API key.")
         return await upstream.find_order(order_id, deadline=asyncio.get_running_loop().time() + seconds)
 
-    return look
+    return fetch_order
 
 
 def _upstream_clients(

@@ -1,4 +1,4 @@
-"""How many archives or uploads run at a time, and whether more may begin. Health and metrics do not pass here."""
+"""Admission control: a limit on concurrent archives or uploads. Health checks and metrics do not pass it."""
 
 import asyncio
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 from service.errors import AtCapacity, Draining
 
-# How long a refused caller should wait. Archives take seconds to minutes; replicas behind a proxy are tried at once.
+# Value of Retry-After. Archives take seconds to minutes; a proxy tries other replicas at once.
 RETRY_SECONDS = 10
 
 
 class Admission:
-    """Counts what is being served; ``what`` says it in a refusal.
+    """Counts what is being served, and rejects what exceeds ``limit``; ``what`` names it in the problem's detail.
 
-    Refuses at once rather than queue: a caller behind a proxy has an alternative.
+    Rejects at once instead of queueing: a client behind a proxy has an alternative.
 
     States: open, then draining for good. ``active`` never exceeds ``limit``.
     """
@@ -28,15 +28,16 @@ class Admission:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Hold one place while the context is open.
+        """Hold one slot while the context is open.
 
         Raises:
-            AtCapacity: all places are taken.
+            AtCapacity: all slots are in use.
             Draining: the service is about to stop.
         """
         if self.draining:
             raise Draining(
-                "The service is about to stop; another replica may answer.", retry_after_seconds=RETRY_SECONDS
+                "The service is about to stop; another replica may accept the request.",
+                retry_after_seconds=RETRY_SECONDS,
             )
         if self.active >= self.limit:
             raise AtCapacity(f"{self.limit} {self._what} already.", retry_after_seconds=RETRY_SECONDS)
@@ -50,9 +51,9 @@ class Admission:
                 self._idle.set()
 
     def drain(self) -> None:
-        """Admit nothing more."""
+        """Stop admitting."""
         self.draining = True
 
     async def wait_until_idle(self) -> None:
-        """Return when no archive is being served."""
+        """Wait until nothing is being served."""
         await self._idle.wait()

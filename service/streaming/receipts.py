@@ -1,41 +1,40 @@
-"""What happened to each archive: live while it runs, remembered for a while after. Knows asyncio, but no HTTP.
+"""Receipts: the state of each archive, live while it runs, kept for a while after. Knows asyncio, but no HTTP.
 
 A receipt's life::
 
-    preparing ──planned──▶ preparing, with its images ──▶ streaming ──▶ ended: complete, partial, aborted, client_gone
-        └────────── refused, or nothing could be had ─────────────────▶ ended: rejected, none
+    preparing ──set_plan──▶ preparing, with its images ──▶ streaming ──▶ ended: complete, partial, aborted, client_gone
+        └────────── rejected, or no image available ──────────────────▶ ended: rejected, none
 
-A download that was refused for want of room here may be another replica's: it is not known here, and its id is free.
-After ``aborted`` or ``client_gone`` the same request may come again under the same id, and its receipt replaces the one
-before.
+A download rejected for lack of capacity may run on another replica: its receipt is not found here, and its id is free.
+After ``aborted`` or ``client_gone`` the same request may be repeated under the same id; its receipt replaces the
+previous one.
 
-Who watches does so by version: every change has the next number, and of each image the number of its last change is
-kept. Whoever was away is told what is so now of all that has changed since. So a slow watcher costs nothing and holds
-nobody up, and there is no queue.
+Each receipt is a watch channel: a reconnecting reader gets the current state of everything changed since its version.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import takewhile
 from typing import Any
 
 from service.errors import ArchiveIdInUse, ArchiveNotFound
 from service.model import ArchiveOutcome, Image, Outcome
+from service.watch import KeyWatch, Watch
 
-# Of all ended archives together; an image's facts take about 1 KB.
-IMAGES_KEPT = 50_000
+# Of all ended archives together; an image takes about 1 KB.
+MAX_ENDED_IMAGES = 50_000
 PREPARING, STREAMING = "preparing", "streaming"
 WAITING, WRITING, DOWNLOADED, FAILED = "waiting", "writing", "downloaded", "failed"
 IMAGE, ARCHIVE, END = "image", "archive", "end"
-_BROKEN_OFF = frozenset({ArchiveOutcome.ABORTED, ArchiveOutcome.CLIENT_GONE})
+_INTERRUPTED = frozenset({ArchiveOutcome.ABORTED, ArchiveOutcome.CLIENT_GONE})
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that has changed: ``kind`` is ``image``, ``archive`` or ``end``, ``data`` what is so now."""
+    """A change: ``kind`` is ``image``, ``archive`` or ``end``, ``data`` its state now."""
 
     version: int
     kind: str
@@ -43,9 +42,10 @@ class Change:
 
 
 class Receipt:
-    """One archive, as far as it has come. ``now`` gives the time of day, ``link`` what let its caller in, if any.
+    """The state of one archive.
 
-    ``request`` is an opaque digest of the client and its request, ``body`` one of the body: ``None`` until it is read.
+    ``now`` returns the time of day. ``link`` is the download link that authorised the request, if any. ``request`` is
+    an opaque digest of the client and its request, ``body`` one of the body: ``None`` until it is read.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class Receipt:
         self.request = request
         self._on_end = on_end
         self._downloaded = 0
-        self.version = 0
         # The last version of the receipt that this one has replaced.
         self.replaced_version = 0
         self.ended_at: datetime | None = None
@@ -80,36 +79,41 @@ class Receipt:
         self._writing: int | None = None
         self._credits_spent = 0
         self._bytes: Callable[[], int] = lambda: 0
-        # What has changed, by when it last did: the position of an image, or one of the other kinds.
-        self._changes: dict[int | str, int] = {}
-        self._watchers: set[asyncio.Future[None]] = set()
+        # Keys are positions of images, and the other kinds of changes.
+        self._watch = KeyWatch[int | str]()
+
+    @property
+    def version(self) -> int:
+        """Version of the last change."""
+        return self._watch.version
 
     @property
     def problem(self) -> Mapping[str, Any] | None:
-        """What was answered instead of the archive."""
+        """The problem document sent instead of the archive."""
         return self._problem
 
     @property
-    def broken_off(self) -> bool:
-        """Whether the archive ended in its middle: the same request may come again under the same id."""
-        return self._state in _BROKEN_OFF
+    def interrupted(self) -> bool:
+        """Whether the archive ended early: the same request may be repeated under the same id."""
+        return self._state in _INTERRUPTED
 
     @property
     def image_count(self) -> int:
-        """Number of images whose facts are held."""
+        """Number of images in the receipt."""
         return len(self._images)
 
     def may_replace(self, other: "Receipt") -> bool:
-        """Whether this is another try of the request that led to ``other``, which was broken off."""
+        """Return whether this repeats the request of ``other``, which was interrupted."""
         same_body = self.body == other.body or None in {self.body, other.body}
-        return other.broken_off and self.request == other.request and same_body
+        return other.interrupted and self.request == other.request and same_body
 
     def replace(self, other: "Receipt") -> None:
-        """Go on with the versions of ``other``: a watcher that has seen any of them gets all of this receipt."""
-        self.version = self.replaced_version = other.version
-        self._changed(ARCHIVE)
+        """Continue the versions of ``other``: a reader that has seen any of them gets all of this receipt."""
+        self.replaced_version = other.version
+        self._watch = KeyWatch(other.version)
+        self._watch.mark(ARCHIVE)
 
-    def planned(
+    def set_plan(
         self,
         *,
         order_id: str,
@@ -118,40 +122,40 @@ class Receipt:
         images: Sequence[tuple[int, Image]],
         bytes_out: Callable[[], int],
     ) -> None:
-        """Note what the archive is to hold; ``bytes_out`` is asked how many bytes of it there are."""
+        """Set what the archive is to contain; ``bytes_out`` returns its size so far."""
         self._order = {"order_id": order_id, "order_name": order_name, "parameters": dict(parameters)}
         self._images = dict(sorted(images, key=lambda one: one[0]))
         self._bytes = bytes_out
-        self._changed(ARCHIVE)
+        self._watch.mark(ARCHIVE)
 
-    def appeared(self, images: Sequence[tuple[int, Image]]) -> None:
-        """Note images that the order did not list before."""
+    def add_images(self, images: Sequence[tuple[int, Image]]) -> None:
+        """Add images that the order did not list before."""
         self._images.update(images)
         for position, _ in images:
-            self._changed(position)
+            self._watch.mark(position)
 
-    def streaming(self) -> None:
-        """Note that the first byte is about to go to the client."""
+    def response_started(self) -> None:
+        """Record that the first byte is about to be sent."""
         self._state = STREAMING
-        self._changed(ARCHIVE)
+        self._watch.mark(ARCHIVE)
 
-    def writing(self, position: int) -> None:
-        """Note that an image is being written."""
+    def entry_opened(self, position: int) -> None:
+        """Record that an image is being written."""
         self._writing = position
-        self._changed(position)
+        self._watch.mark(position)
 
-    def bought(self) -> None:
-        """Note that an image has cost a credit."""
+    def credit_spent(self) -> None:
+        """Record that an image has cost a credit."""
         self._credits_spent += 1
-        self._changed(ARCHIVE)
+        self._watch.mark(ARCHIVE)
 
     def image_finished(self, outcome: Outcome) -> None:
-        """Note what became of an image."""
+        """Record the outcome of an image."""
         self._outcomes[outcome.position] = outcome, self._now()
         self._downloaded += outcome.entry is not None
         if self._writing == outcome.position:
             self._writing = None
-        self._changed(outcome.position)
+        self._watch.mark(outcome.position)
 
     def end(
         self,
@@ -161,50 +165,42 @@ class Receipt:
         *,
         retryable_elsewhere: bool = False,
     ) -> None:
-        """Note how the archive ended; ``retryable_elsewhere``: another replica may serve it."""
+        """Record the end of the archive; ``retryable_elsewhere``: another replica may serve it."""
         bytes_out = self._bytes()
-        self._bytes = lambda: bytes_out  # the archive itself can go
+        self._bytes = lambda: bytes_out  # releases the archive itself
         self._state, self._why, self._problem = outcome.value, why, problem
         self.retryable_elsewhere = retryable_elsewhere
         self.ended_at = self._now()
         if self._writing is not None:
-            broken_off, self._writing = self._writing, None
-            self._changed(broken_off)
-        self._changed(END)
+            interrupted, self._writing = self._writing, None
+            self._watch.mark(interrupted)
+        self._watch.mark(END)
         self._on_end(self)
 
     def snapshot(self) -> dict[str, Any]:
-        """Return everything."""
+        """Return the whole receipt."""
         return {**self.summary(), "images": [self._image(position) for position in self._images]}
 
     def summary(self) -> dict[str, Any]:
-        """Return everything but the single images."""
+        """Return the receipt without its images."""
         return {
             "archive_id": self.archive_id,
             "state": self._state,
             "why": self._why,
             "problem": self._problem,
             **self._order,
-            "started_at": _text(self._started_at),
-            "ended_at": _text(self.ended_at),
+            "started_at": _isoformat(self._started_at),
+            "ended_at": _isoformat(self.ended_at),
             **self._counts(),
         }
 
     def since(self, version: int) -> list[Change]:
-        """Return what has changed after a version, as it is now; what changed last comes last."""
-        missed = takewhile(lambda change: change[1] > version, reversed(self._changes.items()))
-        return [self._change(what, its_version) for what, its_version in missed][::-1]
+        """Return the current state of everything changed after a version, the latest change last."""
+        return [self._change(key, its_version) for key, its_version in self._watch.since(version)]
 
     async def changed(self, version: int) -> None:
-        """Return when there is something newer than a version."""
-        if self.version > version:
-            return
-        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watchers.add(watcher)
-        try:
-            await watcher
-        finally:
-            self._watchers.discard(watcher)
+        """Wait for a version newer than ``version``."""
+        await self._watch.changed(version)
 
     def _counts(self) -> dict[str, int]:
         return {
@@ -232,27 +228,19 @@ class Receipt:
             "sha256": outcome.sha256 if outcome is not None else None,
             "reason": failure.reason.value if failure else None,
             "detail": failure.detail if failure else None,
-            "finished_at": _text(moment),
+            "finished_at": _isoformat(moment),
         }
 
-    def _change(self, what: int | str, version: int) -> Change:
-        if isinstance(what, str):
-            return Change(version, what, self.summary())
-        return Change(version, IMAGE, {**self._image(what), **self._counts()})
-
-    def _changed(self, what: int | str) -> None:
-        self.version += 1
-        self._changes.pop(what, None)  # so that it comes last
-        self._changes[what] = self.version
-        for watcher in self._watchers:
-            if not watcher.done():
-                watcher.set_result(None)
+    def _change(self, key: int | str, version: int) -> Change:
+        if isinstance(key, str):
+            return Change(version, key, self.summary())
+        return Change(version, IMAGE, {**self._image(key), **self._counts()})
 
 
 class Receipts:
-    """The receipts of one process: all of the archives that run, and the newest of those that have ended.
+    """The receipts of one process: all running archives, and the newest of those that have ended.
 
-    Ended ones are forgotten after ``ttl_seconds``, above ``limit`` in number, and above ``IMAGES_KEPT`` images in all.
+    Ended ones are evicted after ``ttl_seconds``, above ``limit`` receipts, and above ``MAX_ENDED_IMAGES`` images.
     """
 
     def __init__(
@@ -262,98 +250,97 @@ class Receipts:
         self._ttl_seconds = ttl_seconds
         self._now = now
         self._running: dict[str, Receipt] = {}
-        self._ended: OrderedDict[str, Receipt] = OrderedDict()  # the first to be forgotten comes first
-        self._images = 0  # of those that have ended
-        self._awaited: dict[str, set[asyncio.Future[None]]] = {}
+        self._ended: OrderedDict[str, Receipt] = OrderedDict()  # in the order of eviction
+        self._ended_images = 0
+        # One channel for all ids. Every registration wakes every waiter, but admission bounds their number.
+        self._registrations = Watch()
 
     def __len__(self) -> int:
-        """Return how many are held."""
-        self._forget()
+        """Return the number of receipts held."""
+        self._evict()
         return len(self._running) + len(self._ended)
 
     def new(self, archive_id: str, *, link: str | None = None, request: str = "", body: str | None = "") -> Receipt:
-        """Return a receipt that cannot be found before it is filed."""
-        return Receipt(archive_id, self._now, self._has_ended, link=link, request=request, body=body)
+        """Return a new receipt, which cannot be found until it is registered."""
+        return Receipt(archive_id, self._now, self._on_end, link=link, request=request, body=body)
 
-    def file(self, receipt: Receipt) -> None:
-        """Make a receipt known by its archive's id; does nothing if it is known.
+    def register(self, receipt: Receipt) -> None:
+        """Make a receipt available under its archive's id; does nothing if it is registered.
 
-        A receipt which would replace another, and whose body has not been read, has to be filed again with the body.
+        A receipt which would replace another, and whose body has not been read, must be registered again with the body.
 
         Raises:
-            ArchiveIdInUse: another one has it, which this one may not replace.
+            ArchiveIdInUse: another receipt has the id, and may not be replaced by this one.
         """
-        self._forget()
-        other = self._held(receipt.archive_id)
+        self._evict()
+        other = self._get(receipt.archive_id)
         if other is receipt:
             return
         if other is not None and not other.retryable_elsewhere:
             if not receipt.may_replace(other):
-                raise ArchiveIdInUse("This archive id is taken; choose a new UUID for each download.")
+                raise ArchiveIdInUse("This archive id is in use; choose a new UUID for each download.")
             if receipt.body is None:
                 return
             receipt.replace(other)
         if other is not None:
             del self._ended[receipt.archive_id]
-            self._images -= other.image_count
+            self._ended_images -= other.image_count
         self._running[receipt.archive_id] = receipt
-        for waiting in self._awaited.pop(receipt.archive_id, ()):
-            if not waiting.done():
-                waiting.set_result(None)
+        self._registrations.notify()
 
     def find(self, archive_id: str) -> Receipt:
         """Return a receipt.
 
         Raises:
-            ArchiveNotFound: there is none, or not any more.
+            ArchiveNotFound: there is none, or no longer.
         """
-        self._forget()
-        receipt = self._held(archive_id)
+        self._evict()
+        receipt = self._get(archive_id)
         if receipt is None:
-            raise ArchiveNotFound("This process knows no such archive, or has forgotten it.")
+            raise ArchiveNotFound("This process has no receipt of this archive, or no longer has it.")
         if receipt.retryable_elsewhere:
-            raise ArchiveNotFound("This process refused it; another may have taken it.", refused=receipt.problem)
+            raise ArchiveNotFound(
+                "This process rejected the download; another may have accepted it.", refused=receipt.problem
+            )
         return receipt
 
     async def wait_registered(self, archive_id: str, seconds: float) -> Receipt:
-        """Return a receipt that may be filed within so many seconds.
+        """Return a receipt, waiting up to ``seconds`` for its registration.
 
         Raises:
-            ArchiveNotFound: it was not.
+            ArchiveNotFound: it was not registered in time.
         """
-        if self._held(archive_id) is None:
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._awaited.setdefault(archive_id, set()).add(waiting)
-            try:
-                await asyncio.wait([waiting], timeout=seconds)
-            finally:
-                others = self._awaited.get(archive_id, set())
-                others.discard(waiting)
-                if not others:
-                    self._awaited.pop(archive_id, None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._get(archive_id) is None:
+                    await self._registrations.changed(self._registrations.version)
         return self.find(archive_id)
 
-    def _held(self, archive_id: str) -> Receipt | None:
+    def _get(self, archive_id: str) -> Receipt | None:
         return self._running.get(archive_id) or self._ended.get(archive_id)
 
-    def _has_ended(self, receipt: Receipt) -> None:
-        # One that was never filed is nobody's, and another may run under its id: it was refused for that.
+    def _on_end(self, receipt: Receipt) -> None:
+        # One that was never registered is not kept: it was rejected because another one runs under its id.
         if self._running.get(receipt.archive_id) is receipt:
             del self._running[receipt.archive_id]
             self._ended[receipt.archive_id] = receipt
-            self._images += receipt.image_count
+            self._ended_images += receipt.image_count
 
-    def _forget(self) -> None:
-        """Drop what is too old or too much; archives that run are never dropped."""
+    def _evict(self) -> None:
+        """Drop ended receipts that are too old or too many; running ones are never dropped."""
         now = self._now()
         while self._ended:
             oldest = next(iter(self._ended.values()))
             age_seconds = (now - oldest.ended_at).total_seconds() if oldest.ended_at is not None else 0.0
-            if age_seconds <= self._ttl_seconds and len(self._ended) <= self._limit and self._images <= IMAGES_KEPT:
+            if (
+                age_seconds <= self._ttl_seconds
+                and len(self._ended) <= self._limit
+                and self._ended_images <= MAX_ENDED_IMAGES
+            ):
                 return
             self._ended.popitem(last=False)
-            self._images -= oldest.image_count
+            self._ended_images -= oldest.image_count
 
 
-def _text(moment: datetime | None) -> str | None:
+def _isoformat(moment: datetime | None) -> str | None:
     return moment.isoformat(timespec="milliseconds") if moment is not None else None

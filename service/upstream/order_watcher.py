@@ -1,10 +1,9 @@
-"""Looks at busy orders again and again, once for all archives that wait for the same one.
+"""A shared poller: polls each busy order once for all archives that wait for it.
 
-Ownership: each order that somebody follows has one task, which lives from the first follower to the last.
+Ownership: each order with a subscription has one task, which lives from the first subscription to the last.
 """
 
 import asyncio
-import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,181 +13,162 @@ import structlog
 
 from service.errors import ServiceError
 from service.model import Order
+from service.watch import ValueWatch
 
 log = structlog.get_logger(__name__)
 
-# Clients of the API ask every 2 to 10 s; processing takes 5 to 60 s an image. Each look without news waits longer.
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, GROWTH = 2.0, 10.0, 1.5
-# Between the end of one look and the next, however many notices come: the API sends one for each image, and a hundred
-# that are ready together need a few looks, not a hundred. Nobody notices a quarter of a second.
-LEAST_PAUSE_SECONDS = 0.25
-# Of a pause, so that many orders do not ask together.
+# Other clients of the API poll every 2 to 10 s; processing takes 5 to 60 s an image. Each poll without a change
+# lengthens the pause.
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS, GROWTH = 2.0, 10.0, 1.5
+# From the end of one poll to the next, however often the order is poked: the API sends one webhook for each image, and
+# a hundred images that are ready together need a few polls, not a hundred. A quarter of a second goes unnoticed.
+MIN_POKED_PAUSE_SECONDS = 0.25
+# Fraction of a pause, so that many orders are not polled together.
 JITTER = 0.25
-# A look that takes longer is worth nothing any more: the next one comes.
-LOOK_SECONDS = 30.0
+# A slower poll is useless: the next one is due.
+POLL_TIMEOUT_SECONDS = 30.0
+# How long before the end of a subscription: time for the response to arrive.
+LAST_POLL_SECONDS = 1.0
 
-# How long before the end of somebody's wait: time for an answer to come.
-LAST_LOOK_SECONDS = 1.0
-
-Look = Callable[[str, float], Awaitable[Order]]
+FetchOrder = Callable[[str, float], Awaitable[Order]]
 
 
-def pause_seconds(looks_without_news: int, chance: float) -> float:
-    """Return how long to wait before the next look; ``chance``, from 0 to 1, spreads the looks at many orders."""
-    steps = min(looks_without_news, 10)  # as many as reach the longest, and no power that overflows
-    pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * GROWTH**steps)
+def pause_seconds(unchanged_polls: int, chance: float) -> float:
+    """Return the pause before the next poll: exponential backoff with jitter; ``chance`` is in 0 to 1."""
+    exponent = min(unchanged_polls, 10)  # enough to reach the maximum, and the power does not overflow
+    pause = min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS * GROWTH**exponent)
     return pause * (1 - JITTER + 2 * JITTER * chance)
 
 
-class _Followed:
-    """One order that is being followed."""
+class _PolledOrder:
+    """One order with subscriptions: its watch channel and its polling task."""
 
-    def __init__(self) -> None:
-        self.followers = 0
-        self.order: Order | None = None
-        self.version = 0
-        self.ended = False
-        self._fault: BaseException | None = None
-        self._asked = -math.inf
-        self.woken = asyncio.Event()
+    def __init__(self, order: Order, requested_at: float) -> None:
+        self.watch = ValueWatch(order)
+        self.subscriptions = 0
+        self.poked = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._requested_at = requested_at
 
-    def news(self, order: Order, asked: float, *, confirms: bool) -> bool:
-        """Take the order as it was when it was ``asked`` for; tell whether it has changed.
+    def update(self, order: Order, requested_at: float, *, confirms: bool) -> bool:
+        """Publish the order as it was at ``requested_at``; return whether it has changed.
 
-        What was asked for before the order that is known is no news, however late it came. With ``confirms``, followers
-        also get an order that has not changed: that it still lacks an image means more than that it lacked it once.
+        A response to an earlier request than that of the known state is stale, however late it arrives, and is
+        ignored. With ``confirms``, subscriptions also get an unchanged order: that it still lacks an image says more
+        than that it lacked it once.
         """
-        if asked < self._asked:
+        if requested_at < self._requested_at:
             return False
-        self._asked = asked
-        changed = order != self.order
+        self._requested_at = requested_at
+        changed = order != self.watch.value
         if changed or confirms:
-            self.order = order
-            self.version += 1
-            self._tell()
+            self.watch.send(order)
         return changed
 
-    def _tell(self) -> None:
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(None)
-
-    def end(self, fault: BaseException | None = None) -> None:
-        """No news will come any more, by a fault of ours if one is given."""
-        self.ended = True
-        self._fault = fault
-        self._tell()
-
-    def poll_ended(self, task: asyncio.Task[None]) -> None:
-        """Let nobody wait for looks that do not come any more."""
+    def on_task_done(self, task: asyncio.Task[None]) -> None:
+        """Pass a bug that ended the polling on to the subscriptions."""
         if not task.cancelled():
-            self.end(task.exception())
-
-    async def after(self, version: int) -> tuple[int, Order | None]:
-        """Return the next version of the order, and the order; ``None`` if no news will come.
-
-        Raises the fault of ours that ended the looks, if one did.
-        """
-        while self.version <= version:
-            if self._fault is not None:
-                raise self._fault
-            if self.ended:
-                return version, None
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.add(waiting)
-            try:
-                await waiting
-            finally:
-                self._waiting.discard(waiting)
-        return self.version, self.order
+            self.watch.close(task.exception())
 
 
 class Subscription:
-    """One archive's view of an order that changes."""
+    """One archive's view of an order that changes, until a deadline by the event loop's clock."""
 
-    def __init__(self, followed: _Followed, order: Order) -> None:
-        self._followed = followed
-        # Whoever comes with an older order than is known gets that at once.
-        self._seen = followed.version if followed.order == order else followed.version - 1
+    def __init__(self, watch: ValueWatch[Order], order: Order, *, until: float) -> None:
+        self._watch = watch
+        self._until = until
+        # A subscriber with an older order than the known one gets the latter at once.
+        self._seen = watch.version if watch.value == order or watch.closed else watch.version - 1
 
     async def next(self) -> Order | None:
-        """Return the order of the next look-up, changed or not; ``None`` when there are no more look-ups.
+        """Return the order of the next poll, changed or not; ``None`` after the deadline or the end of polling.
 
-        Look-ups that come between two calls are one.
+        Polls between two calls count as one.
+
+        Raises:
+            Exception: the bug that ended the polling.
         """
-        self._seen, order = await self._followed.after(self._seen)
-        return order
+        try:
+            async with asyncio.timeout_at(self._until):
+                if not await self._watch.changed(self._seen):
+                    return None
+        except TimeoutError:
+            return None
+        self._seen = self._watch.version
+        return self._watch.value
 
 
 class OrderWatcher:
-    """Follows orders for whoever waits. ``look`` is given an order's id and how many seconds it may take."""
+    """Polls orders while archives are subscribed to them.
 
-    def __init__(self, look: Look) -> None:
-        self._look = look
-        self._followed: dict[str, _Followed] = {}
+    ``fetch_order`` takes an order's id and a timeout in seconds.
+    """
+
+    def __init__(self, fetch_order: FetchOrder) -> None:
+        self._fetch_order = fetch_order
+        self._polled: dict[str, _PolledOrder] = {}
         self._stopped = False
 
     @asynccontextmanager
-    async def follow(self, order: Order, asked: float, *, until: float) -> AsyncIterator[Subscription]:
-        """Follow an order while the context is open, from what it was when ``asked`` for, by the loop's clock.
+    async def subscribe(self, order: Order, requested_at: float, *, until: float) -> AsyncIterator[Subscription]:
+        """Poll an order while the context is open, starting from its state at ``requested_at``, by the loop's clock.
 
-        Shortly before ``until`` there is a last look, so that what has become ready since the one before is not missed.
+        A last poll shortly before ``until`` finds what has become ready since the previous one.
         """
         order_id = order.order_id
-        followed = self._followed.setdefault(order_id, _Followed())
-        followed.followers += 1
-        followed.news(order, asked, confirms=False)
+        polled = self._polled.setdefault(order_id, _PolledOrder(order, requested_at))
+        polled.subscriptions += 1
+        polled.update(order, requested_at, confirms=False)
         if self._stopped:
-            followed.end()
-        if followed.task is None:
-            # In a context of its own: it belongs to no request, and may outlive the one that began it.
-            followed.task = asyncio.create_task(self._poll(order_id, followed), context=Context())
-            followed.task.add_done_callback(followed.poll_ended)
+            polled.watch.close()
+        if polled.task is None:
+            # In a context of its own: it belongs to no request, and may outlive the one that started it.
+            polled.task = asyncio.create_task(self._poll(order_id, polled), context=Context())
+            polled.task.add_done_callback(polled.on_task_done)
         loop = asyncio.get_running_loop()
-        last_look = loop.call_at(max(until - LAST_LOOK_SECONDS, (loop.time() + until) / 2), followed.woken.set)
+        last_poll = loop.call_at(max(until - LAST_POLL_SECONDS, (loop.time() + until) / 2), polled.poked.set)
         try:
-            yield Subscription(followed, order)
+            yield Subscription(polled.watch, order, until=until)
         finally:
-            last_look.cancel()
-            followed.followers -= 1
-            if not followed.followers:
-                self._followed.pop(order_id, None)
-                followed.task.cancel()
-                await asyncio.wait([followed.task])
+            last_poll.cancel()
+            polled.subscriptions -= 1
+            if not polled.subscriptions:
+                self._polled.pop(order_id, None)
+                polled.task.cancel()
+                await asyncio.wait([polled.task])
 
     def stop(self) -> None:
-        """Tell every follower that no news will come: the service is about to stop."""
+        """End every subscription, because the service is about to stop."""
         self._stopped = True
-        for followed in self._followed.values():
-            followed.end()
+        for polled in self._polled.values():
+            polled.watch.close()
 
-    def wake(self, order_id: str) -> bool:
-        """Look at an order soon, because it is said to have changed; tell whether anybody follows it.
+    def poke(self, order_id: str) -> bool:
+        """Poll an order soon, because it is said to have changed; return whether it has subscriptions.
 
-        That is at once, or ``LEAST_PAUSE_SECONDS`` after the last look; what is said until then is one reason to look.
+        Soon is now, or ``MIN_POKED_PAUSE_SECONDS`` after the last poll; pokes until then are merged.
         """
-        followed = self._followed.get(order_id)
-        if followed is not None:
-            followed.woken.set()
-        return followed is not None
+        polled = self._polled.get(order_id)
+        if polled is not None:
+            polled.poked.set()
+        return polled is not None
 
-    async def _poll(self, order_id: str, followed: _Followed) -> None:
+    async def _poll(self, order_id: str, polled: _PolledOrder) -> None:
         structlog.contextvars.bind_contextvars(order_id=order_id)
-        clock, looks_without_news, least_pause_seconds = asyncio.get_running_loop().time, 0, 0.0
+        clock, unchanged_polls, min_pause_seconds = asyncio.get_running_loop().time, 0, 0.0
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause_seconds(looks_without_news, random.random())):
-                    await asyncio.sleep(least_pause_seconds)  # a notice that comes meanwhile is still there behind it
-                    await followed.woken.wait()
-            least_pause_seconds = LEAST_PAUSE_SECONDS
-            followed.woken.clear()
-            asked = clock()
+                async with asyncio.timeout(pause_seconds(unchanged_polls, random.random())):
+                    await asyncio.sleep(min_pause_seconds)  # a poke during the sleep stays set
+                    await polled.poked.wait()
+            min_pause_seconds = MIN_POKED_PAUSE_SECONDS
+            polled.poked.clear()
+            requested_at = clock()
             try:
-                changed = followed.news(await self._look(order_id, LOOK_SECONDS), asked, confirms=True)
+                order = await self._fetch_order(order_id, POLL_TIMEOUT_SECONDS)
+                changed = polled.update(order, requested_at, confirms=True)
             except ServiceError as error:
-                # Whoever waits goes on: the look-up that began the archive was good, and the next may be.
+                # Subscriptions stay: the request that began the archive succeeded, and the next poll may.
                 log.info("order.poll_failed", problem=error.slug, detail=error.detail)
                 changed = False
-            looks_without_news = 0 if changed else looks_without_news + 1
+            unchanged_polls = 0 if changed else unchanged_polls + 1

@@ -18,7 +18,7 @@ import yaml
 from service.app import MAX_EVENT_STREAMS
 from service.cli.main import EXIT_SETTINGS
 from service.settings import MIB, Settings
-from service.streaming.receipts import IMAGES_KEPT
+from service.streaming.receipts import MAX_ENDED_IMAGES
 from tests.deploy.shipped import DEPLOY, load, require_tool
 
 ROOT = DEPLOY.parent
@@ -319,7 +319,7 @@ def memory_mib() -> int:
 def test_memory_limits_leave_room() -> None:
     """Every limit is above what SCALING.md says, with the longest orders, receipts, and /tmp if it is memory."""
     # About 1 KiB an image, as SCALING.md says; an order of that length in each place, and the receipts' own bound.
-    images = Settings().max_archives * Settings().max_images_per_order + IMAGES_KEPT
+    images = Settings().max_archives * Settings().max_images_per_order + MAX_ENDED_IMAGES
     needed = memory_mib() + images * 1024 // MIB
     pod = manifest("deployment.yaml")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
     compose = load(COMPOSE)["services"]["batch-1"]
@@ -341,7 +341,7 @@ def test_scaling_speaks_of_the_defaults() -> None:
         f"at most {rate // 2} images a second",
         f"`MAX_CONCURRENT_DOWNLOADS` ({Settings().max_concurrent_downloads}; at least one)",
         f"each watcher of events one (at most {MAX_EVENT_STREAMS})",
-        f"receipts (at most {IMAGES_KEPT:,} images)",
+        f"receipts (at most {MAX_ENDED_IMAGES:,} images)",
         f"`MAX_ARCHIVES` = {Settings().max_archives} needs",
         f"= {Settings().max_concurrent_uploads * Settings().max_upload_bytes // MIB} MiB at most",
     ):

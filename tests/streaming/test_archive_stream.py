@@ -109,18 +109,32 @@ class Run:
         self.plan: ArchivePlan = plan_archive(order, chosen, max_images=1000)
         self.source = Source(scripts)
         self.counted: list[Outcome] = []
+        self.granted: list[str] = []
+        self.entries_opened: list[int] = []
         self.total = MemoryBudget(10**6)
         self.stream = ArchiveStream(
             self.plan,
             self.source,
             limits=StreamLimits(images_in_flight=in_flight, read_ahead_bytes=10**6, give_up_after=give_up_after),
-            connections=DownloadShare(64),
+            download_share=DownloadShare(64),
             total_budget=self.total,
-            describe=self._describe,
-            count=self.counted.append,
+            observer=self,
+            report_context=self._report_context,
         )
 
-    def _describe(self, outcomes: Sequence[Outcome]) -> ReportContext:
+    def image_granted(self, image: Image) -> None:
+        """Record it."""
+        self.granted.append(image.image_id)
+
+    def entry_opened(self, position: int) -> None:
+        """Record it."""
+        self.entries_opened.append(position)
+
+    def image_finished(self, outcome: Outcome) -> None:
+        """Record it."""
+        self.counted.append(outcome)
+
+    def _report_context(self, outcomes: Sequence[Outcome]) -> ReportContext:
         missing = [outcome.image.image_id for outcome in outcomes if outcome.failure]
         return ReportContext("order-1", "Villa Rosa", "archive-1", {}, "2026-01-02T03:04:05Z", missing)
 
@@ -137,14 +151,14 @@ class Run:
 
     async def parts(self) -> AsyncGenerator[bytes, None]:
         """Yield the parts of the archive's pieces."""
-        async with aclosing(self.stream.pieces()) as pieces:
+        async with aclosing(self.stream.chunks()) as pieces:
             async for parts in pieces:
                 for part in parts:
                     yield bytes(part)
 
     async def begin(self) -> None:
         """Wait for the first byte; time is no matter."""
-        await self.stream.begin(asyncio.get_running_loop().time() + 60)
+        await self.stream.wait_first_byte(asyncio.get_running_loop().time() + 60)
 
     async def entries(self) -> dict[str, bytes]:
         """Make the whole archive and let Python's zipfile read it."""
@@ -203,10 +217,10 @@ async def test_begin_hands_out_nothing() -> None:
     async with run.stream:
         await run.begin()
         assert run.stream.bytes_out == 0
-        async with aclosing(run.stream.pieces()) as pieces:
-            header, first = await anext(pieces)
+        async with aclosing(run.stream.chunks()) as chunks:
+            (header,) = await anext(chunks)
             assert bytes(header).startswith(b"PK\x03\x04")
-            assert first == b"first"
+            assert await anext(chunks) == (b"first",)
     assert run.source.opened["a"].closed
 
 
@@ -381,7 +395,7 @@ async def test_first_byte_timeout() -> None:
     run = Run({"a": failing(Reason.NOT_FOUND), "b": [Opened("jpg", None), NEVER]})
     async with run.stream:
         with pytest.raises(FirstByteTimeout) as caught:
-            await run.stream.begin(asyncio.get_running_loop().time() + 0.01)
+            await run.stream.wait_first_byte(asyncio.get_running_loop().time() + 0.01)
 
     assert [failure["image_id"] for failure in caught.value.extensions["failures"]] == ["a"]
     assert run.source.opened["b"].closed
@@ -393,7 +407,7 @@ async def test_passed_deadline_does_not_harm_bytes_in_hand() -> None:
     async with run.stream:
         for _ in range(10):
             await asyncio.sleep(0)
-        await run.stream.begin(asyncio.get_running_loop().time() - 1)
+        await run.stream.wait_first_byte(asyncio.get_running_loop().time() - 1)
         assert len([part async for part in run.parts()]) > 3
 
 
@@ -511,7 +525,7 @@ async def test_stopped_in_the_middle_everything_ends() -> None:
     run = Run({"a": [*image_of(KITCHEN, told=False), NEVER], "b": [*image_of(HALL), NEVER], "c": [NEVER]})
     async with run.stream:
         await run.begin()
-        async with aclosing(run.stream.pieces()) as pieces:
+        async with aclosing(run.stream.chunks()) as pieces:
             await anext(pieces)
             assert run.total.held_bytes > 0
     assert all(download.closed for download in run.source.opened.values())

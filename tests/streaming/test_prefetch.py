@@ -97,12 +97,9 @@ class Archive:
         self.feeds[item] = Feed()
         return self.feeds[item]
 
-    def ahead(
-        self, *budgets: MemoryBudget, in_flight: int = 5, connections: DownloadShare | None = None
-    ) -> Prefetch[str]:
+    def ahead(self, *budgets: MemoryBudget, in_flight: int = 5, share: DownloadShare | None = None) -> Prefetch[str]:
         """Return the read-ahead."""
-        share = connections or DownloadShare(64)
-        return Prefetch(self.names, self.start, in_flight=in_flight, connections=share, budgets=budgets)
+        return Prefetch(self.names, self.start, in_flight=in_flight, share=share or DownloadShare(64), budgets=budgets)
 
 
 async def read(slot: Slot[str]) -> list[DownloadEvent]:
@@ -130,20 +127,20 @@ def pending(wait: Coroutine[Any, Any, Any]) -> Iterator[asyncio.Task[Any]]:
 
 async def test_archive_that_waits_for_images_leaves_its_connections_to_others() -> None:
     """Who has nothing to fetch has no part of the connections, until there is something again."""
-    connections = DownloadShare(4)
+    share = DownloadShare(4)
     waiting, other = Archive("a"), Archive("abcd")
-    async with waiting.ahead(connections=connections) as idle:
+    async with waiting.ahead(share=share) as idle:
         idle.keep_open()
-        assert connections.of_each() == 4
+        assert share.per_archive() == 4
         waiting.feeds["a"].give(OPENED, CHUNK)
         waiting.feeds["a"].end()
         await read(await head_of(idle))
-        async with other.ahead(connections=connections):
+        async with other.ahead(share=share):
             assert list(other.feeds) == ["a", "b", "c", "d"]
             idle.add("b")
-            assert connections.of_each() == 2
-        assert connections.of_each() == 4
-    assert connections.archives == 0
+            assert share.per_archive() == 2
+        assert share.per_archive() == 4
+    assert share.archives == 0
 
 
 async def test_no_more_than_allowed_are_in_flight() -> None:
@@ -503,7 +500,7 @@ async def test_withdrawn_requests_do_not_pile_up() -> None:
             for _ in busy.names:
                 assert await read(await head_of(ahead)) == [OPENED, CHUNK]
             await turns()
-            assert len(total._waiting) == 1
+            assert total.queue_length == 1
 
 
 @pytest.mark.parametrize("size", [1, 1000, 65_536, HEAD_BYTES - 1, HEAD_BYTES, 3 * HEAD_BYTES])
@@ -586,7 +583,7 @@ async def test_grant_and_claim_in_one_turn(shares: int, order: str, then: str) -
     async with archive.ahead(*budgets) as ahead:
         await turns()
         for budget in budgets:
-            assert budget.ask(outside := Reservation(budget), COST).done()
+            assert budget.reserve(outside := Reservation(budget), COST).done()
             assert outside.held_bytes == COST
         archive.feeds["a"].give(OPENED, CHUNK, CHUNK)
         archive.feeds["a"].end()
@@ -617,7 +614,7 @@ async def test_claim_between_two_grants() -> None:
         await turns()
         holder.feeds["b"].give(OPENED, CHUNK)
         await turns()
-        assert share.ask(Reservation(share), COST).done()
+        assert share.reserve(Reservation(share), COST).done()
         archive.feeds["a"].give(OPENED, CHUNK)
         archive.feeds["a"].end()
         await turns()
@@ -643,7 +640,7 @@ async def test_granted_room_of_a_stopped_download_comes_back() -> None:
     archive = Archive("a")
     async with archive.ahead(total):
         await turns()
-        assert total.ask(Reservation(total), COST).done()
+        assert total.reserve(Reservation(total), COST).done()
         archive.feeds["a"].give(OPENED, CHUNK)
         await turns()
         total.release(COST)
@@ -888,7 +885,7 @@ class Schedule:
         seen: list[int] = []
         items = range(len(self.scripts))
         async with Prefetch(
-            items, start, in_flight=self.in_flight, connections=DownloadShare(64), budgets=(share, total)
+            items, start, in_flight=self.in_flight, share=DownloadShare(64), budgets=(share, total)
         ) as ahead:
             while len(seen) != self.leave_after and (slot := await ahead.next()) is not None:
                 seen.append(slot.item)
@@ -948,6 +945,6 @@ def test_any_schedule_keeps_the_promises(archives: list[Schedule], limit: int) -
         for task in tasks:
             task.result()
         total.check()
-        assert not total._waiting
+        assert total.queue_length == 0
 
     asyncio.run(play())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.errors import ArchiveIdInUse, ArchiveNotFound
 from service.model import ArchiveOutcome, Entry, Failure, Image, Outcome, Readiness, Reason
-from service.streaming.receipts import IMAGES_KEPT, Receipt, Receipts
+from service.streaming.receipts import MAX_ENDED_IMAGES, Receipt, Receipts
 
 IMAGES = [Image(f"id-{n}", f"{n}.jpg", Readiness.READY) for n in range(3)]
 
@@ -29,8 +29,8 @@ class Clock:
 def filed(receipts: Receipts, archive_id: str, images: Sequence[Image] = ()) -> Receipt:
     """Return the receipt of a new archive."""
     receipt = receipts.new(archive_id)
-    receipts.file(receipt)
-    receipt.planned(order_id="o", order_name="n", parameters={}, images=list(enumerate(images)), bytes_out=lambda: 7)
+    receipts.register(receipt)
+    receipt.set_plan(order_id="o", order_name="n", parameters={}, images=list(enumerate(images)), bytes_out=lambda: 7)
     return receipt
 
 
@@ -45,11 +45,11 @@ def test_a_receipt_tells_each_image() -> None:
     """States, counts and facts follow what happens."""
     receipts = Receipts(limit=10, ttl_seconds=60)
     receipt = filed(receipts, "a", IMAGES)
-    receipt.streaming()
+    receipt.response_started()
     receipt.image_finished(outcome(0, good=True))
-    receipt.bought()
+    receipt.credit_spent()
     receipt.image_finished(outcome(1, good=False))
-    receipt.writing(2)
+    receipt.entry_opened(2)
     found = receipts.find("a").snapshot()
     assert [one["state"] for one in found["images"]] == ["downloaded", "failed", "writing"]
     assert (found["state"], found["total"], found["downloaded"], found["failed"]) == ("streaming", 3, 1, 1)
@@ -69,10 +69,10 @@ def test_an_id_is_taken_as_long_as_it_is_remembered() -> None:
     receipt = filed(receipts, "a")
     for _ in range(2):
         with pytest.raises(ArchiveIdInUse):
-            receipts.file(receipts.new("a"))
+            receipts.register(receipts.new("a"))
         receipt.end(ArchiveOutcome.COMPLETE, None)
     clock.moment += timedelta(seconds=61)
-    receipts.file(receipts.new("a"))
+    receipts.register(receipts.new("a"))
 
 
 def test_a_repetition_leaves_room_for_others() -> None:
@@ -80,7 +80,7 @@ def test_a_repetition_leaves_room_for_others() -> None:
     receipts = Receipts(limit=1000, ttl_seconds=60)
     filed(receipts, "other").end(ArchiveOutcome.COMPLETE, None)
     for _ in range(3):
-        filed(receipts, "a", [IMAGES[0]] * (IMAGES_KEPT // 2)).end(ArchiveOutcome.CLIENT_GONE, "client-left")
+        filed(receipts, "a", [IMAGES[0]] * (MAX_ENDED_IMAGES // 2)).end(ArchiveOutcome.CLIENT_GONE, "client-left")
     assert len(receipts) == 2
 
 
@@ -94,7 +94,7 @@ def test_only_what_was_broken_off_can_be_repeated(outcome: ArchiveOutcome) -> No
         assert receipts.find("a") is again
     else:
         with pytest.raises(ArchiveIdInUse):
-            receipts.file(receipts.new("a"))
+            receipts.register(receipts.new("a"))
 
 
 def test_who_is_refused_an_id_does_not_end_whose_it_is() -> None:
@@ -104,7 +104,7 @@ def test_who_is_refused_an_id_does_not_end_whose_it_is() -> None:
     running = filed(receipts, "a", IMAGES)
     refused = receipts.new("a")
     with pytest.raises(ArchiveIdInUse):
-        receipts.file(refused)
+        receipts.register(refused)
     refused.end(ArchiveOutcome.REJECTED, "archive-id-in-use")
     for name in ("b", "c"):
         filed(receipts, name).end(ArchiveOutcome.COMPLETE, None)
@@ -132,7 +132,7 @@ def test_images_are_bounded_in_all() -> None:
     """Few large orders are as much as many small ones."""
     receipts = Receipts(limit=1000, ttl_seconds=60)
     for name in ("a", "b", "c"):
-        filed(receipts, name, [IMAGES[0]] * (IMAGES_KEPT // 2)).end(ArchiveOutcome.COMPLETE, None)
+        filed(receipts, name, [IMAGES[0]] * (MAX_ENDED_IMAGES // 2)).end(ArchiveOutcome.COMPLETE, None)
     assert len(receipts) == 2
 
 
@@ -147,11 +147,11 @@ def happen(receipt: Receipt, kind: str, position: int) -> None:
     """Let something happen to an archive."""
     if kind == "writing":
         if "writing" not in {one["state"] for one in receipt.snapshot()["images"]}:
-            receipt.writing(position % receipt.image_count)
+            receipt.entry_opened(position % receipt.image_count)
     elif kind == "appeared":
-        receipt.appeared([(receipt.image_count, IMAGES[0])])
+        receipt.add_images([(receipt.image_count, IMAGES[0])])
     elif kind == "streaming":
-        receipt.streaming()
+        receipt.response_started()
     elif kind == "end":
         receipt.end(ArchiveOutcome.PARTIAL, "timeout")
     else:
@@ -198,5 +198,5 @@ async def test_a_watcher_waits_for_what_is_not_there_yet() -> None:
     watching = asyncio.create_task(receipt.changed(receipt.version))
     await asyncio.sleep(0)
     assert not watching.done()
-    receipt.streaming()
+    receipt.response_started()
     await watching

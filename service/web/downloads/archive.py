@@ -1,11 +1,14 @@
-"""``GET /orders/{order_id}/images``: the archive of an order, streamed while its images arrive."""
+"""``GET`` and ``POST /orders/{order_id}/images``: stream the archive of an order while its images arrive.
+
+The steps: parse, admit, look up, plan, stream.
+"""
 
 import asyncio
 import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +19,7 @@ from yarl import URL
 from service.archive.naming import archive_filename, content_disposition
 from service.archive.plan import (
     IMAGE_REMOVED,
+    ArchiveOptions,
     ArchivePlan,
     check_archive_id,
     check_order_id,
@@ -37,7 +41,7 @@ from service.web.auth.guards import (
     require_full_quality,
     require_this_download,
 )
-from service.web.downloads.conditions import resumption_problem
+from service.web.downloads.conditions import precondition_problem
 from service.web.downloads.record import ArchiveRecord
 from service.web.downloads.selection import select_missing
 from service.web.http.streaming_response import StreamingResponse
@@ -45,11 +49,11 @@ from service.web.middleware import STREAMING
 from service.web.services import SERVICES, Services
 
 ORDER_ID_CHARACTERS = 36
-# About 45 bytes each ("&only=" and a UUID): with this many, a URL stays below the 8 KiB that nginx takes by default.
+# About 45 bytes each ("&only=" and a UUID): with this many, a URL stays below the 8 KiB that nginx accepts by default.
 IDS_PER_RETRY_URL = 100
 TRAILERS = ("X-Downloaded", "X-Failed")
-# The page sends a form from a hidden frame, so that a refusal does not take the page's place. Browsers judge whether
-# an answer may be framed before they save it (WHATWG HTML, section 7.4.5 "Populating a session history entry").
+# The page submits a form from a hidden frame, so that an error does not replace the page. Browsers check whether a
+# response may be framed before they save it (WHATWG HTML, section 7.4.5 "Populating a session history entry").
 _FRAMED_BY_THE_PAGE = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'self'",
     "X-Frame-Options": "SAMEORIGIN",
@@ -57,72 +61,91 @@ _FRAMED_BY_THE_PAGE = {
 
 
 async def get_order_archive(request: web.Request) -> web.StreamResponse:
-    """Answer with the archive, or, to HEAD, with its status and headers only."""
-    services = request.app[SERVICES]
-    receipt = services.receipts.new(
-        _chosen_archive_id(request) or str(uuid.uuid4()),
+    """Stream the archive of an order; HEAD gets its status and headers only."""
+    context = request.app[SERVICES]
+    receipt = context.receipts.new(
+        _client_archive_id(request) or str(uuid.uuid4()),
         link=link_in(request),
         request=_request_digest(request),
         body=None if request.method == "POST" else "",
     )
-    record = ArchiveRecord(request, receipt, services.metrics)
-    # What is too long for an id is no id, and fills no log.
+    record = ArchiveRecord(request, receipt, context.metrics)
+    # A longer value is not an id, and must not fill the log.
     order_id = request.match_info["order_id"][:ORDER_ID_CHARACTERS]
     structlog.contextvars.bind_contextvars(order_id=order_id, archive_id=record.archive_id)
     if request.method == "HEAD":  # makes no archive: there is nothing to account for
-        return await _serve(request, services, record)
+        return await _serve(request, context, record)
     with record:
-        return await _serve(request, services, record)
+        return await _serve(request, context, record)
 
 
-async def _serve(request: web.Request, services: Services, record: ArchiveRecord) -> web.StreamResponse:
-    # 1. Who asks, and for what. Nothing upstream is touched before this is right.
+async def _serve(request: web.Request, context: Services, record: ArchiveRecord) -> web.StreamResponse:
+    # 1. Parse. No upstream request is sent before this succeeds.
+    order_id, options, upstream = _parse(request, context, record)
+    # 2. Admit. Before the look-up, so that a flood of requests is not passed on upstream.
+    with context.admission.admit():
+        if request.method == "POST":
+            options = await _read_selection(request, context, order_id, options, record)
+            if not options.only:
+                return web.Response(status=204)
+        # 3. Look up. It shares its deadline with the first byte of the first image.
+        requested_at = asyncio.get_running_loop().time()
+        deadline = requested_at + context.first_byte_seconds
+        order = await upstream.find_order(order_id, deadline=deadline)
+        if request.method == "HEAD":
+            plan = plan_archive(order, options, max_images=context.max_images)
+            return web.Response(headers=_headers(plan, record.archive_id), content_type="application/zip")
+        async with AsyncExitStack() as stack:
+            # 4. Plan. With ``wait``, images may become ready until the wait ends; the first byte's deadline follows.
+            subscription = None
+            if options.wait and may_change(order, options):
+                until = requested_at + options.wait
+                subscription = await stack.enter_async_context(
+                    context.live_orders.subscribe(order, requested_at, until=until)
+                )
+                order = await _wait_for_images(order, subscription)
+                deadline = until + context.first_byte_seconds
+            plan = plan_archive(order, options, max_images=context.max_images)
+            # 5. Stream.
+            return await ArchiveDownload(request, context, upstream, plan, record).run(deadline, subscription)
+
+
+def _parse(
+    request: web.Request, context: Services, record: ArchiveRecord
+) -> tuple[str, ArchiveOptions, UpstreamClient]:
+    """Authorise and validate the request; return the order's id, the options, and the API's client."""
     order_id = request.match_info["order_id"]
     role = require_this_download(request, order_id)
-    not_resumable = resumption_problem(request)
-    # A watcher sees what comes of it, also a refusal. A refused resumption leaves the id to the next whole download.
-    if _chosen_archive_id(request) is not None and request.method != "HEAD" and not_resumable is None:
-        services.receipts.file(record.receipt)
+    not_resumable = precondition_problem(request)
+    # From here on the events show the outcome, also an error. A rejected resumption leaves its id to the next complete
+    # download.
+    if _client_archive_id(request) is not None and request.method != "HEAD" and not_resumable is None:
+        context.receipts.register(record.receipt)
     order_id = check_order_id(order_id)
     options = parse_options((name, value) for name, value in request.query.items() if name != LINK)
     require_full_quality(role, options.image)
-    if options.wait > services.wait_max_seconds:
-        raise InvalidParameter("wait", f"'wait' must be at most {services.wait_max_seconds} here.")
-    upstream = services.require_upstream()
-    # Conditions count only where the request would succeed without them (RFC 9110 section 13.2.1).
+    if options.wait > context.wait_max_seconds:
+        raise InvalidParameter("wait", f"'wait' must be at most {context.wait_max_seconds} here.")
+    upstream = context.require_upstream()
+    # Preconditions count only where the request would succeed without them (RFC 9110 section 13.2.1).
     if not_resumable is not None:
         raise not_resumable
-    # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
-    with services.admission.admit():
-        if request.method == "POST":
-            options = await select_missing(request, order_id, options, max_images=services.max_images)
-            record.receipt.body = _digest(sorted(options.only))
-            if options.archive_id is not None:
-                services.receipts.file(record.receipt)
-            if not options.only:
-                return web.Response(status=204)
-        # From here the caller waits: look-up and first image together must not take longer than this.
-        asked = asyncio.get_running_loop().time()
-        wait_until, deadline = asked + options.wait, asked + services.first_byte_seconds
-        # 3. What there is.
-        order = await upstream.find_order(order_id, deadline=deadline)
-        if request.method == "HEAD":
-            plan = plan_archive(order, options, max_images=services.max_images)
-            return web.Response(headers=_headers(plan, record.archive_id), content_type="application/zip")
-        # 4. The answer. Whoever waits for images that become ready has until then, and then for the first byte.
-        async with AsyncExitStack() as stack:
-            follower = None
-            if options.wait and may_change(order, options):
-                follower = await stack.enter_async_context(services.live_orders.follow(order, asked, until=wait_until))
-                order = await _with_images(order, follower, wait_until)
-                deadline = wait_until + services.first_byte_seconds
-            plan = plan_archive(order, options, max_images=services.max_images)
-            download = _Download(request, services, upstream, plan, record)
-            return await download.run(deadline, follower, wait_until)
+    return order_id, options, upstream
 
 
-def _chosen_archive_id(request: web.Request) -> str | None:
-    """Return the id that the caller chose, if it is one."""
+async def _read_selection(
+    request: web.Request, context: Services, order_id: str, options: ArchiveOptions, record: ArchiveRecord
+) -> ArchiveOptions:
+    """Return the options with the images that the body selects; only now the receipt can be compared with others."""
+    options = await select_missing(request, order_id, options, max_images=context.max_images)
+    record.receipt.body = _digest(sorted(options.only))
+    if options.archive_id is not None:
+        context.receipts.register(record.receipt)
+    return options
+
+
+def _client_archive_id(request: web.Request) -> str | None:
+    """Return the archive id that the client has chosen, if it is valid."""
     try:
         return check_archive_id(request.query.get("archive_id", ""))
     except InvalidArchiveId:
@@ -136,104 +159,96 @@ def _request_digest(request: web.Request) -> str:
     return _digest([caller_fingerprint(request), request.method, order_id, query])
 
 
-def _digest(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def _has_failed(task: asyncio.Task[None]) -> bool:
     return not task.cancelled() and task.exception() is not None
 
 
-async def _with_images(order: Order, follower: Subscription, wait_until: float) -> Order:
-    """Wait until a busy order lists images, or no more news come: while brackets are merged it lists none."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout_at(wait_until):
-            while not order.images and order.busy and (later := await follower.next()) is not None:
-                order = later
+async def _wait_for_images(order: Order, subscription: Subscription) -> Order:
+    """Wait until a busy order lists images, or the subscription ends: while brackets are merged it lists none."""
+    while not order.images and order.busy and (later := await subscription.next()) is not None:
+        order = later
     return order
 
 
-class _Download:
-    """One caller's download: joins the archive's stream to the caller's connection."""
+class ArchiveDownload:
+    """Connects one archive stream to one response."""
 
     def __init__(
         self,
         request: web.Request,
-        services: Services,
+        context: Services,
         upstream: UpstreamClient,
         plan: ArchivePlan,
         record: ArchiveRecord,
     ) -> None:
         self._request = request
-        self._in_progress = services.metrics.archives_in_progress
-        self._url = URL(services.public_url).join(request.rel_url) if services.public_url else request.url
-        self._stall_seconds = services.client_stall_seconds
-        self._receipts = services.receipts
-        self._max_images = services.max_images
+        self._in_progress = context.metrics.archives_in_progress
+        self._url = URL(context.public_url).join(request.rel_url) if context.public_url else request.url
+        self._stall_seconds = context.client_stall_seconds
+        self._receipts = context.receipts
+        self._max_images = context.max_images
         self._plan = plan
         self._record = record
         self._stream = ArchiveStream(
             plan,
             upstream,
-            limits=services.limits,
-            total_budget=services.total_budget,
-            connections=services.connections,
-            describe=self._describe,
-            count=record.count,
-            writing=record.receipt.writing,
-            granted=record.granted,
+            limits=context.limits,
+            total_budget=context.total_budget,
+            download_share=context.connections,
+            observer=record,
+            report_context=self._report_context,
         )
 
-    async def run(
-        self, first_byte_deadline: float, follower: Subscription | None, wait_until: float
-    ) -> web.StreamResponse:
-        """Stream the archive. Whatever breaks it is raised, and breaks the connection further out."""
-        async with self._followed(follower, wait_until):
+    async def run(self, first_byte_deadline: float, subscription: Subscription | None) -> web.StreamResponse:
+        """Stream the archive; an error after the first byte propagates to the middleware, which aborts the response."""
+        async with self._plan_updates(subscription):
             return await self._run(first_byte_deadline)
 
     @asynccontextmanager
-    async def _followed(self, follower: Subscription | None, wait_until: float) -> AsyncIterator[None]:
-        """Add what becomes ready, in a task of its own, while the context is open."""
-        if follower is None:
+    async def _plan_updates(self, subscription: Subscription | None) -> AsyncIterator[None]:
+        """Add images as they become ready, in a separate task, while the context is open."""
+        if subscription is None:
             yield
             return
         self._stream.keep_open()
-        archive = asyncio.current_task()
-        following = asyncio.create_task(self._follow(follower, wait_until))
-        # A fault of ours in there must not leave the archive waiting for ever.
-        following.add_done_callback(lambda done: archive.cancel() if archive and _has_failed(done) else None)
+        archive_task = asyncio.current_task()
+        updates = asyncio.create_task(self._add_images(subscription))
+        # A bug in the task must not leave the archive waiting forever.
+        updates.add_done_callback(lambda done: archive_task.cancel() if archive_task and _has_failed(done) else None)
         try:
             yield
         finally:
-            following.cancel()
-            await asyncio.wait([following])
-            if _has_failed(following):
-                await following
+            updates.cancel()
+            await asyncio.wait([updates])
+            if _has_failed(updates):
+                await updates
 
-    async def _follow(self, follower: Subscription, wait_until: float) -> None:
-        live = PlanUpdater(self._plan, max_images=self._max_images)
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(wait_until):
-                while live.may_change and (order := await follower.next()) is not None:
-                    news = live.update(order)
-                    if not news:
-                        continue
-                    self._record.receipt.appeared([(item.position, item.image) for item in news.added])
-                    self._stream.add(news.ready, news.failed, appeared=len(news.added))
-        self._stream.add((), live.fail_pending())
+    async def _add_images(self, subscription: Subscription) -> None:
+        updater = PlanUpdater(self._plan, max_images=self._max_images)
+        while updater.may_change and (order := await subscription.next()) is not None:
+            delta = updater.update(order)
+            if not delta:
+                continue
+            self._record.receipt.add_images([(item.position, item.image) for item in delta.added])
+            self._stream.add(delta.ready, delta.failed, appeared=len(delta.added))
+        self._stream.add((), updater.fail_pending())
         self._stream.finish_adding()
 
     async def _run(self, first_byte_deadline: float) -> web.StreamResponse:
-        self._record.opened(self._plan, self._stream, _parameters(self._request))
+        self._record.set_plan(self._plan, self._stream, _parameters(self._request))
         if self._plan.options.archive_id is None:
-            self._receipts.file(self._record.receipt)
+            self._receipts.register(self._record.receipt)
         with self._in_progress.track_inprogress():
             async with self._stream as stream:
-                await stream.begin(first_byte_deadline)
+                await stream.wait_first_byte(first_byte_deadline)
                 response = await self._start_response()
-                self._record.begun(response)
-                async with aclosing(stream.pieces()) as pieces:
-                    async for parts in pieces:
+                self._record.response_started(response)
+                async with aclosing(stream.chunks()) as chunks:
+                    async for parts in chunks:
                         await response.send(parts)
                 await response.write_eof()
         return response
@@ -252,11 +267,11 @@ class _Download:
     def _trailers(self) -> dict[str, str]:
         return dict(zip(TRAILERS, (str(self._stream.downloaded), str(self._stream.failed)), strict=True))
 
-    def _describe(self, outcomes: Sequence[Outcome]) -> ReportContext:
+    def _report_context(self, outcomes: Sequence[Outcome]) -> ReportContext:
         order = self._plan.order
-        # What the order does not list any more would be refused.
+        # Images that the order no longer lists would be rejected.
         missing = [one.image.image_id for one in outcomes if one.failure is not None and one.failure != IMAGE_REMOVED]
-        # ``only`` is replaced, everything else stays as the caller chose it; a link opens only what it was made for.
+        # ``only`` is replaced, all other parameters stay; a link is valid only for the request it was signed for.
         query = [(name, value) for name, value in self._request.query.items() if name not in {"only", *NOT_SIGNED}]
         return ReportContext(
             order_id=order.order_id,
@@ -270,7 +285,7 @@ class _Download:
 
 
 def _retry_urls(url: URL, query: Sequence[tuple[str, str]], missing: Sequence[str]) -> list[str]:
-    """Return the URLs that ask for the missing images, each short enough for a request line."""
+    """Return URLs for the missing images, each short enough for a request line."""
     urls = []
     for start in range(0, len(missing), IDS_PER_RETRY_URL):
         ids = missing[start : start + IDS_PER_RETRY_URL]
@@ -279,7 +294,7 @@ def _retry_urls(url: URL, query: Sequence[tuple[str, str]], missing: Sequence[st
 
 
 def _headers(plan: ArchivePlan, archive_id: str) -> dict[str, str]:
-    """Proxies must neither keep, nor change, nor hold back what streams (nginx: X-Accel-Buffering)."""
+    """Return the archive's headers; proxies must not store, transform or buffer it (nginx: X-Accel-Buffering)."""
     return {
         "Content-Disposition": content_disposition(archive_filename(plan.order.name, plan.order.order_id)),
         "X-Total-Images": str(plan.total),
@@ -290,5 +305,5 @@ def _headers(plan: ArchivePlan, archive_id: str) -> dict[str, str]:
 
 
 def _parameters(request: web.Request) -> dict[str, str]:
-    """Return what the caller chose about the images; which ones, and how it may have them, stands elsewhere."""
+    """Return the request's parameters without the selection of images and the authorisation."""
     return {name: value for name, value in request.query.items() if name not in {"only", *NOT_SIGNED}}

@@ -1,4 +1,4 @@
-"""The bookkeeping of one request for an archive: how it ended, in one log line and in the metrics."""
+"""Accounting of one archive request: receipt, metrics, and one log line at its end."""
 
 import asyncio
 import time
@@ -22,9 +22,11 @@ log = structlog.get_logger(__name__)
 
 
 class ArchiveRecord:
-    """What becomes of one request. As a context manager it is around everything, and concludes exactly once.
+    """Accounts for one archive request; as a context manager it surrounds the request and concludes it exactly once.
 
-    States: refused unless an archive is ``opened``, unanswered until it is ``begun``, then being sent.
+    Implements ``ArchiveObserver``.
+
+    States: rejected unless ``set_plan`` is called, without a response until ``response_started``, then streaming.
     """
 
     def __init__(self, request: web.Request, receipt: Receipt, metrics: Metrics) -> None:
@@ -37,14 +39,14 @@ class ArchiveRecord:
         self._response: StreamingResponse | None = None
         self._first_byte_seconds: float | None = None
         self.credits_spent = 0
-        # What the metrics know already of bytes, rollbacks, and seconds blocked by client and upstream.
-        self._told = (0, 0, 0.0, 0.0)
+        # Bytes, roll-backs, and seconds blocked by client and upstream, as far as the metrics include them.
+        self._reported = (0, 0, 0.0, 0.0)
 
-    def opened(self, plan: ArchivePlan, stream: ArchiveStream, parameters: Mapping[str, str]) -> None:
-        """Note that the archive's images are being asked for."""
+    def set_plan(self, plan: ArchivePlan, stream: ArchiveStream, parameters: Mapping[str, str]) -> None:
+        """Record the plan before the archive's images are requested."""
         self._plan, self._stream = plan, stream
         missing = [(outcome.position, outcome.image) for outcome in plan.failures]
-        self.receipt.planned(
+        self.receipt.set_plan(
             order_id=plan.order.order_id,
             order_name=plan.order.name,
             parameters=parameters,
@@ -52,26 +54,30 @@ class ArchiveRecord:
             bytes_out=lambda: stream.bytes_out,
         )
 
-    def begun(self, response: StreamingResponse) -> None:
-        """Note that the first byte is about to be handed to the client."""
+    def response_started(self, response: StreamingResponse) -> None:
+        """Record that the first byte is about to be sent."""
         self._response = response
-        self.receipt.streaming()
+        self.receipt.response_started()
         self._first_byte_seconds = self._seconds()
-        if self._plan is not None and not self._plan.options.wait:  # who waits wants to be kept waiting
+        if self._plan is not None and not self._plan.options.wait:  # with wait, the delay is on purpose
             self._metrics.archive_first_byte.observe(self._first_byte_seconds)
 
-    def count(self, outcome: Outcome) -> None:
-        """Count one image, and what has been sent until now: a long archive shows while it runs."""
-        self._metrics.count_image(outcome)
-        self.receipt.image_finished(outcome)
-        self._tell_progress()
-
-    def granted(self, image: Image) -> None:
-        """Note that the API delivers an image: with full quality it is bought now, whatever becomes of it."""
+    def image_granted(self, image: Image) -> None:
+        """Count the credit of an image: with full quality it is bought now, whether or not its download succeeds."""
         if self._plan is not None and self._plan.options.image.spends_credits and not image.paid:
             self.credits_spent += 1
             self._metrics.credits_spent.inc()
-            self.receipt.bought()
+            self.receipt.credit_spent()
+
+    def entry_opened(self, position: int) -> None:
+        """Show the image as being written."""
+        self.receipt.entry_opened(position)
+
+    def image_finished(self, outcome: Outcome) -> None:
+        """Count an image, and the progress so far: a long archive shows in the metrics while it runs."""
+        self._metrics.count_image(outcome)
+        self.receipt.image_finished(outcome)
+        self._report_progress()
 
     def __enter__(self) -> Self:
         return self
@@ -79,9 +85,9 @@ class ArchiveRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Conclude, before the error goes on its way."""
+        """Conclude the request; the error propagates."""
         outcome, why = self._ending(error)
-        self._tell_progress()
+        self._report_progress()
         self._metrics.archives.labels(outcome.value).inc()
         if self._response is not None:
             self._metrics.archive_duration.observe(self._seconds())
@@ -94,7 +100,7 @@ class ArchiveRecord:
         self._log(outcome, why)
 
     def _ending(self, error: BaseException | None) -> tuple[ArchiveOutcome, str | None]:
-        """Return how it ended, and in a word why it is not complete."""
+        """Return the outcome, and in a word why the archive is not complete."""
         if error is None:
             return self._good_ending()
         if isinstance(error, ClientStalled):
@@ -115,28 +121,28 @@ class ArchiveRecord:
         return (ArchiveOutcome.PARTIAL, ", ".join(reasons)) if reasons else (ArchiveOutcome.COMPLETE, None)
 
     def _client_has_gone(self, error: BaseException) -> bool:
-        """Tell a client that left from the end of the service: both cancel the handler."""
+        """Return whether the client left; the end of the service cancels the handler too."""
         transport = self._request.transport
         return isinstance(error, asyncio.CancelledError) and (transport is None or transport.is_closing())
 
     def _progress(self) -> tuple[int, int, float, float]:
         stream, response = self._stream, self._response
         if stream is None:
-            return self._told
+            return self._reported
         blocked_seconds = response.blocked_seconds if response is not None else 0.0
         return stream.bytes_out, stream.rollbacks, blocked_seconds, stream.upstream_blocked_seconds
 
-    def _tell_progress(self) -> None:
-        """Add to the metrics what has come since the last time."""
+    def _report_progress(self) -> None:
+        """Add the progress since the last call to the metrics."""
         metrics, now = self._metrics, self._progress()
         counters = (metrics.archive_bytes, metrics.image_rollbacks, metrics.client_blocked, metrics.upstream_blocked)
-        for counter, told, value in zip(counters, self._told, now, strict=True):
-            if value > told:
-                counter.inc(value - told)
-        self._told = now
+        for counter, reported, value in zip(counters, self._reported, now, strict=True):
+            if value > reported:
+                counter.inc(value - reported)
+        self._reported = now
 
     def _log(self, outcome: ArchiveOutcome, why: str | None) -> None:
-        outcomes, (bytes_out, _, client_seconds, upstream_seconds) = self._outcomes(), self._told
+        outcomes, (bytes_out, _, client_seconds, upstream_seconds) = self._outcomes(), self._reported
         downloaded = sum(one.entry is not None for one in outcomes)
         log.info(
             "archive.finished",

@@ -1,6 +1,17 @@
-"""The response an archive streams on: trailers after a truthful end, a broken connection after anything else.
+"""The response that an archive is streamed on: trailers after a complete body, an aborted connection otherwise.
 
-The only file that reaches below aiohttp's public API, because that has none for trailers and none for breaking off.
+aiohttp has no public API for trailers, for aborting a response, or for writing without a copy. This file therefore
+depends on these internals of ``aiohttp.web.StreamResponse`` and ``aiohttp.http_writer.StreamWriter`` (3.14):
+
+- ``StreamResponse._req``: the request, whose ``transport`` is written to past the writer.
+- ``StreamResponse._payload_writer``: the writer, once the response is prepared.
+- ``StreamResponse._eof_sent``: whether ``write_eof`` has completed.
+- ``StreamWriter.send_headers()``: sends the headers at once. The writer would otherwise keep them back to send them
+  with the first bytes of a body that it never sees.
+- ``StreamWriter.chunked``: whether the body is chunked; set to false so that ``write_eof`` adds no last chunk to ours.
+- ``StreamWriter.drain()``: waits while the protocol is paused; it needs no bytes written through the writer.
+- ``BaseProtocol._drain_helper``: keeps one future for all waiters, so a cancelled ``drain`` must not be repeated.
+- ``StreamResponse.prepare()`` and ``write_eof()`` are overridden; aiohttp calls the latter for every returned response.
 """
 
 import asyncio
@@ -18,8 +29,10 @@ from aiohttp.abc import AbstractStreamWriter
 
 from service.errors import ClientStalled
 
-# Above this the transport stops us until its client has taken most of it; asyncio's own limit, and uvloop's.
+# Above this the transport pauses the writer until its client has read most of it; asyncio's own limit, and uvloop's.
 WRITE_BUFFER_BYTES = 64 * 1024
+# Small writes are coalesced up to this size: each write to the transport costs about 20 µs of the process.
+COALESCE_BYTES = 128 * 1024
 # SO_LINGER with a time of 0: closing sends RST instead of FIN (socket(7)).
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -27,8 +40,11 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class StreamingResponse(web.StreamResponse):
     """A chunked ZIP with trailer fields (RFC 9110 section 6.5, RFC 9112 section 7.1.2).
 
-    ``trailers`` is asked once, at the clean end. HTTP/1.0 has no chunks: its callers get no trailers, and the end
-    of the connection as the end of the archive. A client that takes no byte for ``stall_seconds`` is given up.
+    ``trailers`` is called once, after a complete body. HTTP/1.0 has neither chunks nor trailers: there the end of the
+    connection is the end of the archive. A client that reads nothing for ``stall_seconds`` is disconnected.
+
+    Writes are coalesced: what is sent without the event loop running in between leaves as one chunk, of about
+    ``COALESCE_BYTES`` at most. So bytes never wait for later ones that have not arrived yet.
     """
 
     def __init__(
@@ -38,41 +54,66 @@ class StreamingResponse(web.StreamResponse):
         self.content_type = "application/zip"
         self._trailers = trailers
         self._stall_seconds = stall_seconds
-        self._broken = False
+        self._aborted = False
         self._stalled = False
-        # Seconds in which the archive had bytes to send and the client took none fast enough.
+        self._unsent: list[bytes | memoryview] = []
+        self._unsent_bytes = 0
+        self._flush_handle: asyncio.Handle | None = None
+        # Seconds for which the archive waited for the client to read.
         self.blocked_seconds = 0.0
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Send the headers; what follows is written past aiohttp's writer, which would copy every piece once more."""
+        """Send the headers. The body is written past aiohttp's writer, which would copy every chunk once more."""
         writer = await super().prepare(request)
         if writer is not None:
             writer.send_headers()
         return writer
 
     async def send(self, parts: Sequence[bytes | memoryview]) -> None:
-        """Write the parts of a piece as one chunk, and wait until the client has taken enough for the next piece.
+        """Write the parts of a chunk, and wait while too much is unsent (backpressure).
 
         Raises:
-            ClientStalled: the client took nothing for too long.
+            ClientStalled: the client has read nothing for too long.
             ConnectionResetError: the client has gone.
         """
+        writer, transport = self._require_client()
+        await self._wait_for_room(writer, transport)
+        self._unsent += parts
+        self._unsent_bytes += sum(map(len, parts))
+        if self._unsent_bytes >= COALESCE_BYTES:
+            self._flush()
+            await self._wait_for_room(writer, transport)
+        elif self._flush_handle is None:
+            self._flush_handle = asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write everything unsent as one HTTP chunk."""
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        writer, transport = self._payload_writer, self._transport
+        # A chunk without bytes would be the last chunk.
+        if self._unsent_bytes and writer is not None and transport is not None and not transport.is_closing():
+            if _is_chunked(writer):  # RFC 9112 section 7.1
+                self._unsent = [b"%x\r\n" % self._unsent_bytes, *self._unsent, b"\r\n"]
+            # One write, because ``writelines`` of CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 never pauses the protocol
+            # (CVE-2024-12254), so that ``drain`` returns at once. The copy costs no more than ``sendmsg`` of small
+            # parts.
+            transport.write(b"".join(self._unsent))
+        self._unsent = []
+        self._unsent_bytes = 0
+
+    def _require_client(self) -> tuple[AbstractStreamWriter, asyncio.Transport]:
         writer, transport = self._payload_writer, self._transport
         if writer is None or transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        size = sum(map(len, parts))
-        if not size:
-            return  # a chunk of no bytes would be the end of the body
-        if _in_chunks(writer):  # RFC 9112 section 7.1
-            parts = (b"%x\r\n" % size, *parts, b"\r\n")
-        await self._write(writer, transport, parts)
+        return writer, transport
 
-    async def _write(
-        self, writer: AbstractStreamWriter, transport: asyncio.Transport, parts: Sequence[bytes | memoryview]
-    ) -> None:
-        # One write, because ``writelines`` of CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 never pauses the protocol
-        # (CVE-2024-12254), so that ``drain`` returns at once. The copy costs no more than ``sendmsg`` of small parts.
-        transport.write(b"".join(parts))
+    @property
+    def _transport(self) -> asyncio.Transport | None:
+        return self._req.transport if self._req is not None else None
+
+    async def _wait_for_room(self, writer: AbstractStreamWriter, transport: asyncio.Transport) -> None:
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
             started = time.monotonic()
             try:
@@ -81,45 +122,41 @@ class StreamingResponse(web.StreamResponse):
                 self.blocked_seconds += time.monotonic() - started
 
     async def _drain(self, writer: AbstractStreamWriter, transport: asyncio.Transport) -> None:
-        """Wait for room. A slow client is not a stalled one: what counts is that something was taken."""
+        """Wait until the protocol resumes. A client that reads anything in each period is slow, but not stalled."""
         loop = asyncio.get_running_loop()
-        waiting_bytes = _untaken_bytes(transport)
+        unsent_bytes = _unacknowledged_bytes(transport)
         limit = asyncio.timeout(None)
         timer: asyncio.TimerHandle
 
         def check() -> None:
-            nonlocal waiting_bytes, timer
-            left_bytes = _untaken_bytes(transport)
-            if left_bytes >= waiting_bytes:
+            nonlocal unsent_bytes, timer
+            remaining_bytes = _unacknowledged_bytes(transport)
+            if remaining_bytes >= unsent_bytes:
                 limit.reschedule(loop.time())
                 return
-            waiting_bytes = left_bytes
+            unsent_bytes = remaining_bytes
             timer = loop.call_later(self._stall_seconds, check)
 
         timer = loop.call_later(self._stall_seconds, check)
-        # One drain is waited for all the time: aiohttp's can be cancelled only for good (``_drain_helper`` keeps its
-        # future, and whoever comes next gets the cancelled one).
+        # A single drain for the whole wait: ``_drain_helper`` keeps its future, so the next waiter would get a
+        # cancelled one.
         try:
             async with limit:
                 await writer.drain()
         except TimeoutError:
             self._stalled = True
-            raise ClientStalled(f"the client has taken nothing for {self._stall_seconds:g} s") from None
+            raise ClientStalled(f"the client has read nothing for {self._stall_seconds:g} s") from None
         finally:
             timer.cancel()
 
-    @property
-    def _transport(self) -> asyncio.Transport | None:
-        return self._req.transport if self._req is not None else None
-
     def abort(self, request: web.BaseRequest) -> None:
-        """End the connection so that the caller cannot take what it has for a whole archive.
+        """Abort the connection, so that the client cannot mistake what it has for a complete archive.
 
-        A chunked body without its last chunk is recognised as cut (curl exits 18). Over HTTP/1.0 a closed
-        connection is a clean end, so there the connection is reset. So is that of a client that takes nothing: what
-        the kernel still holds for it would keep the end from it, for as long as the kernel has patience.
+        A chunked body without its last chunk is detected as truncated (curl exits 18). Over HTTP/1.0 a closed
+        connection is a clean end, so there the connection is reset. So is that of a stalled client: the bytes that
+        the kernel still holds would delay the end, for as long as the kernel retransmits.
         """
-        self._broken = True
+        self._aborted = True
         transport = request.transport
         if transport is None:
             return
@@ -129,31 +166,42 @@ class StreamingResponse(web.StreamResponse):
         transport.abort()
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """End the body: the last chunk carries the trailers."""
-        if self._broken:
-            # aiohttp ends every response it is given back; this one must stay open-ended.
-            raise ConnectionResetError("the response was broken off")
-        writer, transport = self._payload_writer, self._transport
-        if writer is not None and transport is not None and _in_chunks(writer) and not self._eof_sent:
-            fields = "".join(f"{name}: {value}\r\n" for name, value in self._trailers().items())
-            writer.chunked = False  # type: ignore[attr-defined]  # we end the body ourselves: no second last chunk
-            await self._write(writer, transport, [f"0\r\n{fields}\r\n".encode("latin-1")])
+        """End the body; the trailers follow the last chunk.
+
+        Raises:
+            ClientStalled: the client has read nothing for too long.
+            ConnectionResetError: the client has gone, or the response was aborted.
+        """
+        if self._aborted:
+            # aiohttp ends every response that a handler returns; this one must stay incomplete.
+            raise ConnectionResetError("the response was aborted")
+        if not self._eof_sent:
+            await self._end_body()
         await super().write_eof(data)
 
+    async def _end_body(self) -> None:
+        writer, transport = self._require_client()
+        self._flush()
+        if _is_chunked(writer):
+            fields = "".join(f"{name}: {value}\r\n" for name, value in self._trailers().items())
+            writer.chunked = False  # type: ignore[attr-defined]  # prevents a second last chunk
+            transport.write(f"0\r\n{fields}\r\n".encode("latin-1"))
+        await self._wait_for_room(writer, transport)
 
-def _in_chunks(writer: AbstractStreamWriter) -> bool:
-    # The concrete writer's, not the abstract base's; HTTP/1.0 has no chunks.
+
+def _is_chunked(writer: AbstractStreamWriter) -> bool:
+    # An attribute of the concrete writer, not of the abstract base; HTTP/1.0 has no chunks.
     return bool(getattr(writer, "chunked", False))
 
 
-def _untaken_bytes(transport: asyncio.Transport) -> int:
+def _unacknowledged_bytes(transport: asyncio.Transport) -> int:
     """Return the bytes that the client has not acknowledged: the transport's and the kernel's (tcp(7), SIOCOUTQ).
 
-    The kernel may hold megabytes, and asks the transport for more only when a third of its room is free again: by
-    the transport alone, a client that takes 10 kB a second would seem to take nothing for a minute.
+    The kernel may hold megabytes, and becomes writable only when a third of its buffer is free again: by the transport
+    alone, a client that reads 10 kB a second would seem stalled for a minute.
     """
     in_kernel = bytes(4)
     if (sock := transport.get_extra_info("socket")) is not None:
-        with suppress(OSError, ValueError):  # not known here, or just closed: the transport's must do
+        with suppress(OSError, ValueError):  # unsupported, or just closed: the transport's must do
             in_kernel = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, in_kernel)
     return transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)

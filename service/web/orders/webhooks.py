@@ -40,7 +40,7 @@ async def receive_webhook(request: web.Request) -> web.Response:
     except (ValueError, RecursionError) as error:
         raise InvalidBody("The body is not JSON.") from error
     order_id = notice.get("order_id") if isinstance(notice, dict) else None
-    woken = isinstance(order_id, str) and services.live_orders.wake(order_id)
+    woken = isinstance(order_id, str) and services.live_orders.poke(order_id)
     event = notice.get("event") if isinstance(notice, dict) else None
     log.info("webhook.received", notice=str(event)[:MAX_EVENT_CHARACTERS], woken=woken)
     return web.Response(status=204)

@@ -392,8 +392,8 @@ async def test_slow_client_gets_its_archive(
                 enough.set()
             return left_bytes
 
-        untaken = archive_response._untaken_bytes
-        monkeypatch.setattr(archive_response, "_untaken_bytes", look)
+        untaken = archive_response._unacknowledged_bytes
+        monkeypatch.setattr(archive_response, "_unacknowledged_bytes", look)
         await enough.wait()
         tail = b""
         while not tail.endswith(b"X-Failed: 0\r\n\r\n"):
@@ -413,10 +413,10 @@ class Scarce(Watched):
         super().__init__(limit_bytes)
         self.exhausted = asyncio.Event()
 
-    def ask(self, account: Reservation, size: int) -> asyncio.Future[bool]:
-        """Ask for room."""
+    def reserve(self, reservation: Reservation, size: int) -> asyncio.Future[bool]:
+        """Queue for bytes."""
         self.exhausted.set()
-        return super().ask(account, size)
+        return super().reserve(reservation, size)
 
 
 def sent_by_storage(sandbox: Sandbox, orders: list[SandboxOrder]) -> int:
