@@ -20,8 +20,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from service.model import Failure, Hop, Reason
-from service.monitoring.logs import outgoing_traceparent
 from service.monitoring.metrics import Metrics
+from service.monitoring.tracing import outgoing_traceparent
 from service.upstream.health import UpstreamHealth
 from service.upstream.http.connector import GuardedConnector
 from service.upstream.http.http1 import Exchange, question

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from service.errors import SettingsError
-from service.monitoring.logs import Trace, outgoing_traceparent, read_traceparent, request_context
 from service.monitoring.recent_errors import ERRORS_KEPT, MAX_DETAIL_CHARACTERS, RecentErrors
+from service.monitoring.tracing import Trace, outgoing_traceparent, read_traceparent, request_context
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
 from service.server.run import running
 from service.settings import load_settings
