@@ -134,7 +134,7 @@ def test_breaker(steps: Sequence[str | float], is_open: bool) -> None:  # noqa: 
     [
         pytest.param(Fault(Kind.STATUS, status=503), True, id="503"),
         pytest.param(Fault(Kind.RESET), True, id="reset"),
-        pytest.param(Fault(Kind.SILENCE), True, id="silence"),
+        pytest.param(Fault(Kind.STALL), True, id="silence"),
         pytest.param(Fault(Kind.STATUS, status=404), False, id="404 is an answer"),
         pytest.param(Fault(Kind.STATUS, status=429), False, id="429 is an answer"),
     ],
