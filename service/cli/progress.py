@@ -104,11 +104,11 @@ class DownloadProgress:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop reading events, after the last one if the download was complete, and draw the final state."""
         if self._watcher is not None:
-            await asyncio.wait([self._watcher], timeout=FINAL_EVENT_TIMEOUT_SECONDS if kind is None else 0)
+            await asyncio.wait([self._watcher], timeout=FINAL_EVENT_TIMEOUT_SECONDS if exc_type is None else 0)
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
             if not self._watcher.cancelled():
