@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CHECKED = ("service", "tests", "deploy", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Dockerfile", "Makefile",
-           ".env.example", "pyproject.toml")  # fmt: skip
+           ".env.example", ".pre-commit-config.yaml", "pyproject.toml")  # fmt: skip
 SUFFIXES = {
     "",
     ".conf",
