@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml $(LOCKS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-setup: $(STAMP) ## make .venv with the locked dependencies
+setup: $(STAMP) ## create .venv with the locked dependencies
 
 demo: $(STAMP) ## download a sandbox order as a ZIP through the real service
 	@$(BIN)/python -m service demo
@@ -30,7 +30,7 @@ demo: $(STAMP) ## download a sandbox order as a ZIP through the real service
 run: $(STAMP) ## start the service (needs AUTOENHANCE_API_KEY, see .env.example)
 	@$(BIN)/python -m service serve
 
-sandbox: $(STAMP) ## start the service with its stand-in upstream: no API key, no credits
+sandbox: $(STAMP) ## start the service with a sandbox of the API: no API key, no credits
 	@$(BIN)/python -m service serve --sandbox
 
 test: $(STAMP) ## run the tests
@@ -39,15 +39,15 @@ test: $(STAMP) ## run the tests
 soak: $(STAMP) ## run the tests of huge archives (minutes; 12 GiB of disk)
 	@$(BIN)/python -m pytest -q -m soak tests $(ARGS)
 
-bench: $(STAMP) ## measure speed and memory against the ceiling of the stack (minutes; wants a quiet machine)
+bench: $(STAMP) ## measure speed and memory against the limits of the stack (minutes; needs an idle machine)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 chaos: $(STAMP) ## run archives under random faults for a minute (SECONDS=600 SEED=7 to change that)
 	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
-check: fmt-check lint types ## what CI checks besides the tests: format, lint, types
+check: fmt-check lint types ## run the checks of CI besides the tests: format, lint, types
 
-fmt: $(STAMP) ## format the code and mend what ruff can
+fmt: $(STAMP) ## format the code and apply the fixes of ruff
 	@$(BIN)/ruff format service tests
 	@$(BIN)/ruff check --fix service tests
 
@@ -56,28 +56,28 @@ fmt-check: $(STAMP)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check service tests
-	@$(BIN)/codespell service tests deploy README.md CHANGELOG.md CONTRIBUTING.md
+	@$(BIN)/codespell --dictionary - --dictionary .ci/banned-words.txt service tests deploy README.md CHANGELOG.md CONTRIBUTING.md
 
 types: $(STAMP)
 	@$(BIN)/mypy
 
-lock: $(STAMP) ## compile the lock files anew from pyproject.toml
+lock: $(STAMP) ## compile the lock files from pyproject.toml
 	@$(COMPILE) pyproject.toml --extra sentry -o deploy/requirements.lock
 	@$(COMPILE) pyproject.toml --extra sandbox --extra dev -o deploy/requirements-dev.lock
 	@$(COMPILE) --group build -o deploy/requirements-build.lock
 
-licences: $(STAMP) ## write deploy/LICENCES.md anew: what a deployment installs, and under which licences
+licences: $(STAMP) ## write deploy/LICENCES.md: the packages of a deployment and their licences
 	@{ printf '%s\n' '# Licences of what a deployment installs' '' \
 	  'Made by `make licences` from `deploy/requirements.lock`. The packages are used as they are, none is changed.' \
 	  'Swagger UI, which the service brings along, is Apache-2.0: see `service/web/site/static/vendor/README.md`.' ''; \
 	  $(BIN)/pip-licenses --format=markdown --with-urls --order=name --packages $(LOCKED); } > deploy/LICENCES.md
 
-sbom: $(STAMP) ## write dist/sbom.json: what a deployment installs, in CycloneDX form
+sbom: $(STAMP) ## write dist/sbom.json: the packages of a deployment, in CycloneDX format
 	@mkdir -p $(DIST)
 	@$(BIN)/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml --mc-type application \
 	  --output-reproducible --validate -o $(DIST)/sbom.json
 
-audit: $(STAMP) ## look for known weaknesses of the locked packages (asks the package index; not part of CI)
+audit: $(STAMP) ## check the locked packages for known vulnerabilities (online; not part of CI)
 	@$(BIN)/pip-audit --disable-pip --require-hashes --strict -r deploy/requirements.lock
 
 clean: ## remove .venv and caches

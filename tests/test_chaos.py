@@ -65,7 +65,7 @@ def test_scenarios_hold_every_kind_of_fault() -> None:
     assert at_storage | at_look_up == set(Kind)
     assert at_storage == set(Kind) - {Kind.NOT_JSON, Kind.WRONG_SHAPE}
     assert at_api == {
-        Kind.STATUS, Kind.RESET, Kind.SILENCE, Kind.PAUSE, Kind.SLOW_START, Kind.HTML, Kind.JSON,
+        Kind.STATUS, Kind.RESET, Kind.STALL, Kind.PAUSE, Kind.SLOW_START, Kind.HTML, Kind.JSON,
         Kind.REDIRECT_LOOP, Kind.REDIRECT_MANY, Kind.REDIRECT_TO, Kind.REFUSED, Kind.CLOSE_REUSED,
     }  # fmt: skip
     assert {scenario.abort for scenario in scenarios} == {True, False}

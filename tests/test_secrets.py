@@ -39,7 +39,7 @@ def order_full_of_faults(sandbox: Sandbox) -> str:
     order = add_order(sandbox, [SIZE] * 8)
     ids = [image.image_id for image in order.images]
     faults = [Fault(Kind.RESET, after_bytes=SIZE // 2), Fault(Kind.EXPIRED_TARGET), Fault(Kind.REDIRECT_LOOP)]
-    faults += [Fault(Kind.REFUSED), Fault(Kind.SILENCE), Fault(Kind.HTML), Fault(Kind.STATUS, status=503)]
+    faults += [Fault(Kind.REFUSED), Fault(Kind.STALL), Fault(Kind.HTML), Fault(Kind.STATUS, status=503)]
     for image_id, fault in zip(ids, faults, strict=False):
         sandbox.faults.always(image_id, fault) if fault.kind is Kind.HTML else sandbox.faults.script(image_id, [fault])
     sandbox.faults.always(ids[7], Fault(Kind.STATUS, status=401), origin="api")

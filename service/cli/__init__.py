@@ -1,1 +1,1 @@
-"""The command line: talks to a running service, and starts one."""
+"""Command line: starts the service, and downloads and creates orders through it."""

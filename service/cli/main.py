@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from service.cli.order import order
-from service.cli.service_client import ProblemResponse, Service, TransferBroke
+from service.cli.service_client import ProblemResponse, ServiceClient, TransferError
 from service.errors import SettingsError
 from service.monitoring.log_writer import LogWriter
 from service.monitoring.logs import configure_logs, stderr_captured
@@ -23,8 +23,8 @@ from service.server.run import running, serve
 from service.settings import Settings, describe_settings, load_settings
 
 EXIT_SETTINGS = 2
-# Addresses to listen on that nobody can be reached at.
-EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+# Wildcard addresses: valid to listen on, not to connect to.
+WILDCARD_HOSTS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 log = structlog.get_logger(__name__)
 
@@ -39,40 +39,40 @@ main.add_command(order)
 
 @main.command("serve")
 @click.option("--host", help="Address to listen on, instead of HOST.")
-@click.option("--port", type=int, help="Port to listen on, instead of PORT; 0 takes a free one.")
-@click.option("--sandbox", is_flag=True, help="Start a stand-in of the API too: made-up orders, no key, no credits.")
+@click.option("--port", type=int, help="Port to listen on, instead of PORT; 0 for any free port.")
+@click.option("--sandbox", is_flag=True, help="Start a sandbox of the API too: test orders, no key, no credits.")
 def serve_command(host: str | None, port: int | None, *, sandbox: bool) -> None:
-    """Start the service. It logs to standard output and stops on SIGTERM, on a second one at once."""
+    """Start the service. It logs to standard output, drains on SIGTERM, and stops at once on a second SIGTERM."""
     overrides = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
     _run(_serve_sandbox if sandbox else serve, **overrides)
 
 
 @main.command("settings")
 def settings_command() -> None:
-    """Print every setting: the environment variable, its default and its meaning."""
+    """Print every setting: environment variable, default and meaning."""
     for name, default, meaning in describe_settings():
         click.echo(f"{name}  [{default}]\n    {meaning}")
 
 
 @main.command("health")
 def health_command() -> None:
-    """Ask whether the service lives that runs on this machine with these settings; exit code 1 if not."""
+    """Check the health of the service that runs on this machine with these settings; exit code 1 if it is not live."""
 
-    async def ask(settings: Settings) -> None:
-        host = "127.0.0.1" if settings.host in EVERY_ADDRESS else settings.host
-        async with Service(str(URL.build(scheme="http", host=host, port=settings.port))) as service:
+    async def check_health(settings: Settings) -> None:
+        host = "127.0.0.1" if settings.host in WILDCARD_HOSTS else settings.host
+        async with ServiceClient(str(URL.build(scheme="http", host=host, port=settings.port))) as service:
             click.echo(json.dumps(await service.health()))
 
     try:
-        _run(ask, log_level="error")
-    except (ProblemResponse, TransferBroke) as error:
+        _run(check_health, log_level="error")
+    except (ProblemResponse, TransferError) as error:
         raise click.ClickException(str(error)) from error
 
 
 @main.command("demo")
-@click.option("--output", default="images.zip", show_default=True, help="Where the ZIP goes.")
+@click.option("--output", default="images.zip", show_default=True, help="File of the archive.")
 def demo_command(output: str) -> None:
-    """Download a sandbox order through the real service, and check what arrived."""
+    """Download a sandbox order through the real service, and verify the archive."""
     from service.sandbox import DEMO_ORDER_ID  # noqa: PLC0415 - see _sandboxed
     from service.sandbox.demo import DemoFailed, run_demo  # noqa: PLC0415 - the sandbox and its Pillow are an extra
 
@@ -99,7 +99,7 @@ async def _serve_sandbox(settings: Settings) -> None:
 
 @asynccontextmanager
 async def _sandboxed(settings: Settings) -> AsyncIterator[tuple[Settings, Any]]:
-    """Start the sandbox and point the settings at it; a key that is set is not used."""
+    """Start the sandbox and point the settings at it; the configured API key is not used."""
     from service.sandbox import Sandbox, SandboxUnavailableError  # noqa: PLC0415 - an extra, and never in production
 
     sandbox = Sandbox()
@@ -123,7 +123,7 @@ async def _sandboxed(settings: Settings) -> AsyncIterator[tuple[Settings, Any]]:
 
 
 def _run(start: Callable[[Settings], Coroutine[Any, Any, None]], **overrides: object) -> None:
-    """Read the settings, open the log, and run until the end."""
+    """Read the settings, configure the log, and run ``start`` to its end."""
     try:
         settings = load_settings(**overrides)
     except SettingsError as error:
@@ -131,7 +131,7 @@ def _run(start: Callable[[Settings], Coroutine[Any, Any, None]], **overrides: ob
             click.echo(f"settings: {line}", err=True)
         sys.exit(EXIT_SETTINGS)
     with ExitStack() as stack:
-        # Python has no standard output where its descriptor is closed, and a socket may get the number.
+        # sys.stdout is None if its descriptor was closed at the start, and a socket may get that descriptor.
         stdout = sys.stdout or stack.enter_context(Path(os.devnull).open("w"))
         writer = stack.enter_context(LogWriter(stdout.fileno()))
         configure_logs(

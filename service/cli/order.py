@@ -1,7 +1,7 @@
-"""``order show``, ``order create`` and ``order download``: what people do with a service, from a terminal.
+"""The commands ``order show``, ``order create`` and ``order download``.
 
-Exit codes: 0 all is there; 1 something failed or is missing, and what there is was kept; 2 wrong usage or settings;
-3 the service refused or the transfer broke, and nothing was kept.
+Exit codes: 0 complete; 1 some images failed or are missing, and the rest was kept; 2 wrong usage or settings; 3 the
+request was rejected or the transfer was aborted, and nothing was kept.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ import click
 from pydantic import SecretStr
 
 from service.archive.naming import visible
-from service.cli.progress import Receiving, sending
-from service.cli.service_client import ProblemResponse, Query, Service, TransferBroke
-from service.cli.verify import ArchiveDamaged, Verified, verify
+from service.cli.progress import DownloadProgress, upload_progress
+from service.cli.service_client import ProblemResponse, Query, ServiceClient, TransferError
+from service.cli.verify import ArchiveDamaged, VerifiedArchive, verify_archive
 from service.errors import ArchiveIdInUse, SettingsError
 from service.monitoring.logs import configure_logs
 from service.server.run import running
@@ -36,8 +36,8 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
-    """Which service is spoken to, and as whom."""
+class ServiceTarget:
+    """The service that a command uses, and the credentials for it."""
 
     url: str
     key: str | None
@@ -45,25 +45,26 @@ class _Target:
     direct: bool
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Service]:
+    async def connect(self) -> AsyncIterator[ServiceClient]:
+        """Yield a client of the service; ``direct`` starts the service in this process first."""
         if not self.direct:
-            async with Service(self.url, key=self.key, admin_token=self.admin_token) as service:
+            async with ServiceClient(self.url, key=self.key, admin_token=self.admin_token) as service:
                 yield service
             return
         settings = load_settings(host="127.0.0.1", port=0, metrics_port=None, log_level="error")
         configure_logs(log_format="console", level="error", secrets=settings.secrets(), stream=sys.stderr)
-        # Whoever can start this process has the key of the API. Others on this machine reach its port too, so it opens
-        # to nobody who does not know two secrets that live as long as it does.
+        # The user of this process has the API key already. Other users of the machine can reach the loopback port too,
+        # so it requires a key and an admin token that exist only as long as this process.
         key, token = secrets.token_urlsafe(), secrets.token_urlsafe()
-        ours = {
+        overrides = {
             "service_api_keys": (SecretStr(key),),
             "service_api_key": None,
             "admin_token": SecretStr(token),
             "allow_full_quality": False,
         }
         async with (
-            running(settings.model_copy(update=ours)) as url,
-            Service(url, key=key, admin_token=token) as service,
+            running(settings.model_copy(update=overrides)) as url,
+            ServiceClient(url, key=key, admin_token=token) as service,
         ):
             yield service
 
@@ -71,70 +72,70 @@ class _Target:
 @click.group("order")
 @click.option("--service", "url", envvar="BATCH_SERVICE_URL", default="http://localhost:8000", show_default=True,
               help="Address of the service (BATCH_SERVICE_URL).")  # fmt: skip
-@click.option("--api-key", envvar="BATCH_SERVICE_KEY", help="A key of the service (BATCH_SERVICE_KEY).")
-@click.option("--admin-token", envvar="ADMIN_TOKEN", help="The operator's token, to create orders (ADMIN_TOKEN).")
-@click.option("--direct", is_flag=True, help="Do without a running service: work in this process, by its settings.")
+@click.option("--api-key", envvar="BATCH_SERVICE_KEY", help="API key of the service (BATCH_SERVICE_KEY).")
+@click.option("--admin-token", envvar="ADMIN_TOKEN", help="Admin token, needed to create orders (ADMIN_TOKEN).")
+@click.option("--direct", is_flag=True, help="Start the service in this process, with the settings of its environment.")
 @click.pass_context
 def order(context: click.Context, url: str, api_key: str | None, admin_token: str | None, *, direct: bool) -> None:
-    """Look at an order, create one, or download its images.
+    """Show an order, create one, or download its images.
 
-    Exit codes: 0 all is there, 1 something failed or is missing, 2 wrong usage, 3 refused or broken off.
+    Exit codes: 0 complete, 1 some images failed or are missing, 2 wrong usage, 3 rejected or aborted.
     """
-    context.obj = _Target(url, api_key, admin_token, direct)
+    context.obj = ServiceTarget(url, api_key, admin_token, direct)
 
 
 @order.command("show")
 @click.argument("order_id")
-@click.option("--json", "as_json", is_flag=True, help="Print the service's answer as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON of the response.")
 @click.pass_obj
-def show(target: _Target, order_id: str, *, as_json: bool) -> None:
-    """Show what the order ORDER_ID holds: each image, whether it is ready, and what full quality would cost."""
+def show(target: ServiceTarget, order_id: str, *, as_json: bool) -> None:
+    """List the images of the order ORDER_ID, which of them are ready, and the price of full quality."""
 
-    async def look() -> dict[str, Any]:
-        async with target.opened() as service:
+    async def fetch_order() -> dict[str, Any]:
+        async with target.connect() as service:
             return await service.order(order_id)
 
-    found = _run(look())
+    summary = _run(fetch_order())
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(summary, indent=2))
         return
-    for image in found["images"]:
-        why = f"  ({image['detail']})" if image["detail"] else ""
+    for image in summary["images"]:
+        detail = f"  ({image['detail']})" if image["detail"] else ""
         paid = "  paid" if image["paid"] else ""
-        _say(f"{image['readiness']:<10}  {image['entry']}{paid}{why}")
-    counts, credits_ = found["counts"], found["credits"]
-    _say(
-        f"{found['name'] or '(no name)'}: {found['status']}, {counts['ready']} of {counts['total']} images ready; "
+        _print(f"{image['readiness']:<10}  {image['entry']}{paid}{detail}")
+    counts, credits_ = summary["counts"], summary["credits"]
+    _print(
+        f"{summary['name'] or '(no name)'}: {summary['status']}, {counts['ready']} of {counts['total']} images ready; "
         f"full quality would cost {credits_['full_quality']} credits"
     )
 
 
 @order.command("create")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--name", default="", help="Name of the order; its archive is named after it.")
-@click.option("--wait", type=click.IntRange(0), default=0, help="Seconds to wait until the photos are enhanced.")
+@click.option("--name", default="", help="Name of the order, and of its archive.")
+@click.option("--wait", type=click.IntRange(0), default=0, help="Seconds to wait for the photos to be enhanced.")
 @click.pass_obj
-def create(target: _Target, files: tuple[Path, ...], name: str, wait: int) -> None:
-    """Send photos in as a new order, and print its id. Needs the operator's token."""
-    total = sum(file.stat().st_size for file in files)
+def create(target: ServiceTarget, files: tuple[Path, ...], name: str, wait: int) -> None:
+    """Upload photos as a new order, and print its id. Needs the admin token."""
+    total_bytes = sum(file.stat().st_size for file in files)
 
-    async def send() -> dict[str, Any]:
-        async with target.opened() as service:
-            with sending(total) as advance:
-                made = await service.create_order(files, {"name": name} if name else {}, advance)
-            await _until_enhanced(service, made["order_id"], wait)
-            return made
+    async def upload() -> dict[str, Any]:
+        async with target.connect() as service:
+            with upload_progress(total_bytes) as add_bytes:
+                created = await service.create_order(files, {"name": name} if name else {}, add_bytes)
+            await _wait_until_enhanced(service, created["order_id"], wait)
+            return created
 
-    made = _run(send())
-    for image in made["images"]:
+    created = _run(upload())
+    for image in created["images"]:
         if image["outcome"] == "failed":
-            _say(f"{image['file']}: {image['detail']} ({image['reason']})", err=True)
-    _say(made["order_id"])
-    if made["failed"]:
+            _print(f"{image['file']}: {image['detail']} ({image['reason']})", err=True)
+    _print(created["order_id"])
+    if created["failed"]:
         sys.exit(EXIT_INCOMPLETE)
 
 
-async def _until_enhanced(service: Service, order_id: str, wait_seconds: float) -> None:
+async def _wait_until_enhanced(service: ServiceClient, order_id: str, wait_seconds: float) -> None:
     end = time.monotonic() + wait_seconds
     while time.monotonic() < end and (await service.order(order_id))["counts"]["not_ready"]:  # noqa: ASYNC110 - remote
         await asyncio.sleep(min(POLL_SECONDS, max(0.0, end - time.monotonic())))
@@ -142,28 +143,28 @@ async def _until_enhanced(service: Service, order_id: str, wait_seconds: float) 
 
 @order.command("download")
 @click.argument("order_id")
-@click.option("-o", "--output", required=True, help="The archive's file, or - for standard output.")
-@click.option("--full/--preview", help="Full quality, which spends credits, or previews, which are free (default).")
-@click.option("--yes", is_flag=True, help="Spend credits without asking.")
-@click.option("--max-credits", type=click.IntRange(0), help="Do not begin if more images than this must be bought.")
+@click.option("-o", "--output", required=True, help="File of the archive, or - for standard output.")
+@click.option("--full/--preview", help="Full quality, which spends credits, or free previews (default).")
+@click.option("--yes", is_flag=True, help="Spend credits without confirmation.")
+@click.option("--max-credits", type=click.IntRange(0), help="Do not start if more images than this must be bought.")
 @click.option("--format", "format_", help="jpeg, png, webp, avif or jxl.")
 @click.option("--quality", type=int, help="1 to 90.")
 @click.option("--dev-mode/--no-dev-mode", default=None, help="Watermarked test images; never spends credits.")
-@click.option("--max-width", type=int, help="Greatest width in pixels.")
-@click.option("--scale", help="Above 0, up to 1.")
-@click.option("--watermark/--no-watermark", default=None, help="Ask for a watermark, or for none.")
-@click.option("--finetune/--no-finetune", default=None, help="Passed on to the API.")
+@click.option("--max-width", type=int, help="Maximum width in pixels.")
+@click.option("--scale", help="Scale factor, above 0 and up to 1.")
+@click.option("--watermark/--no-watermark", default=None, help="With or without a watermark.")
+@click.option("--finetune/--no-finetune", default=None, help="Passed to the API.")
 @click.option("--layout", help="streamable or stored.")
-@click.option("--on-error", help="report (default): go on, and list what failed; abort: all or nothing.")
+@click.option("--on-error", help="report (default): continue and list the failed images; abort: all or nothing.")
 @click.option("--manifest", help="auto (default) or always.")
 @click.option("--wait", type=click.IntRange(0), default=0, help="Seconds to wait for images that are not ready yet.")
-@click.option("--only", multiple=True, help="Id of an image to take; may be repeated.")
+@click.option("--only", multiple=True, help="Id of an image to download; may be repeated.")
 @click.option("--missing-from", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Fetch only the images that this earlier archive of the order lacks.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
+              help="Download only the images that this earlier archive of the order lacks.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.pass_obj
 def download(
-    target: _Target,
+    target: ServiceTarget,
     /,
     order_id: str,
     output: str,
@@ -179,138 +180,151 @@ def download(
 ) -> None:
     """Download the images of the order ORDER_ID as one ZIP archive, and check every byte of it.
 
-    A file is written beside its final name, as a new one, until it is whole and checked; to standard output only the
-    clean end of the transfer is checked.
+    The archive gets its final name once it is complete and verified. On standard output, only the clean end of the
+    transfer is checked.
     """
-    query = [*_query(choices), *([("preview", "false")] if full else [])]
-    earlier = _earlier(missing_from, order_id) if missing_from is not None else None
+    query = [*_build_query(choices), *([("preview", "false")] if full else [])]
+    earlier = _read_earlier_archive(missing_from, order_id) if missing_from is not None else None
 
     async def fetch() -> bool:
         missing = [record["image_id"] for record in earlier.failed if record["image_id"]] if earlier else []
-        async with target.opened() as service:
+        async with target.connect() as service:
             if earlier is not None:
-                if earlier.manifest is None and not _shares_names(earlier, await service.order(order_id)):
+                if earlier.manifest is None and not _has_images_of(earlier, await service.order(order_id)):
                     raise click.UsageError(f"{missing_from} has no image of the order {order_id}")
-                _say(f"{missing_from} lacks {f'{len(missing)} images' if missing else 'nothing'}.", err=True)
+                _print(f"{missing_from} lacks {f'{len(missing)} images' if missing else 'nothing'}.", err=True)
                 if not missing:
                     return True
-            agreed = query
+            parameters = query
             if full:
-                price = await _agree_to_spend(
+                price = await _confirm_price(
                     service, order_id, query, missing or only, yes=yes, max_credits=max_credits
                 )
-                # What was agreed to binds the service too: the order may have changed since.
-                agreed = [*query, ("max_credits", str(max_credits if max_credits is not None else price))]
-            taking = partial(_take, service, order_id, agreed, only=only, missing=missing, wait_seconds=wait)
-            return await _fetch(taking, output, force=force)
+                # The confirmed price limits the request too: the order may have changed since.
+                parameters = [*query, ("max_credits", str(max_credits if max_credits is not None else price))]
+            download_into = partial(
+                _download_with_progress, service, order_id, parameters, only=only, missing=missing, wait_seconds=wait
+            )
+            return await save_archive(download_into, output, force=force)
 
     if not _run(fetch()):
         sys.exit(EXIT_INCOMPLETE)
 
 
-def _query(choices: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _build_query(choices: Mapping[str, Any]) -> list[tuple[str, str]]:
     given = [(name.rstrip("_"), value) for name, value in choices.items() if value is not None]
     return [(name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in given]
 
 
-def _earlier(path: Path, order_id: str) -> Verified:
-    """Return what an earlier archive of the order holds and lacks, by its own manifest."""
+def _read_earlier_archive(path: Path, order_id: str) -> VerifiedArchive:
+    """Verify an earlier archive of the order; its manifest lists the missing images."""
     try:
-        verified = verify(path)
+        archive = verify_archive(path)
     except ArchiveDamaged as error:
         raise click.ClickException(
-            f"{path} cannot tell what it lacks: {error}. Download the whole order again."
+            f"the missing images of {path} are unknown: {error}. Download the whole order again."
         ) from error
-    manifest = verified.manifest or {}
+    manifest = archive.manifest or {}
     if manifest.get("order_id", order_id).lower() != order_id.lower():
         raise click.UsageError(f"{path} is an archive of the order {manifest['order_id']}")
-    return verified
+    return archive
 
 
-def _shares_names(earlier: Verified, order: Mapping[str, Any]) -> bool:
-    """Whether an archive without a manifest has an image of an order; extensions follow the type that was asked for."""
+def _has_images_of(earlier: VerifiedArchive, order: Mapping[str, Any]) -> bool:
+    """Return whether an archive without a manifest has an image of an order; extensions vary with ``format``."""
     names = {Path(image["entry"]).stem for image in order["images"]}
     return any(Path(name).stem in names for name in earlier.images)
 
 
-async def _agree_to_spend(
-    service: Service, order_id: str, query: Query, ids: Sequence[str], *, yes: bool, max_credits: int | None
+async def _confirm_price(
+    service: ServiceClient, order_id: str, query: Query, ids: Sequence[str], *, yes: bool, max_credits: int | None
 ) -> int:
-    """Tell the price in credits, and go on only if it is agreed to; return it."""
-    found = await service.order(order_id, query)
-    bought = sum(1 for one in found["images"] if not one["paid"] and (not ids or one["image_id"] in ids))
-    price = 0 if not found["credits"]["to_buy"] else bought
+    """Compute the price in credits, have it confirmed, and return it."""
+    summary = await service.order(order_id, query)
+    unpaid = sum(1 for image in summary["images"] if not image["paid"] and (not ids or image["image_id"] in ids))
+    price = unpaid if summary["credits"]["to_buy"] else 0
     if max_credits is not None and price > max_credits:
         raise click.ClickException(f"{price} images would have to be bought, at most {max_credits} may be")
     if price and not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError(f"full quality spends up to {price} credits: agree to it with --yes")
+            raise click.UsageError(f"full quality spends up to {price} credits: confirm with --yes")
         click.confirm(f"Spend up to {price} credits?", abort=True, err=True)
     return price
 
 
-async def _take(service: Service, order_id: str, query: Query, sink: BinaryIO, **what: Any) -> int:
-    """Download an archive and show how far it is; return the number of images that it was to hold."""
-    async with Receiving(service).shown() as shown:
+async def _download_with_progress(
+    service: ServiceClient, order_id: str, query: Query, sink: BinaryIO, **selection: Any
+) -> int:
+    """Download an archive and draw its progress; return the number of images announced for it."""
+    async with DownloadProgress(service) as progress:
+        download = partial(
+            service.download, order_id, sink=sink, on_bytes=progress.add_bytes, on_response=progress.response_started,
+            **selection,
+        )  # fmt: skip
         try:
-            watched = [*query, *shown.query]
-            return await service.download(order_id, watched, sink, shown.received, on_begin=shown.begun, **what)
+            return await download(query=[*query, *progress.query])
         except ProblemResponse as error:
-            # So it is if a proxy, which lost its connection, asks again by itself. To watch is not worth a download.
-            if not shown.query or not str(error.problem.get("type")).endswith(f"/{ArchiveIdInUse.slug}"):
+            # A proxy that lost its connection may have repeated the request, whose archive id is then in use already.
+            # The download goes on without the id, and so without the progress of its images.
+            if not progress.query or not str(error.problem.get("type")).endswith(f"/{ArchiveIdInUse.slug}"):
                 raise
-            return await service.download(order_id, query, sink, shown.received, **what)
+            return await download(query=query, on_response=lambda: None)
 
 
-async def _fetch(taking: Callable[[BinaryIO], Awaitable[int]], output: str, *, force: bool) -> bool:
-    """Download the archive by ``taking``; return whether every image asked for is in it."""
+async def save_archive(download_into: Callable[[BinaryIO], Awaitable[int]], output: str, *, force: bool) -> bool:
+    """Download an archive to a file, verify it, and return whether it has every image.
+
+    Raises:
+        ArchiveDamaged: the archive is not sound; no file is left.
+        click.UsageError: the file exists, and ``force`` is false.
+    """
     if output == "-":
-        await taking(sys.stdout.buffer)
+        await download_into(sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return True
     final = Path(output)
-    part = _beside(final, force=force)
-    sink = part.open("xb")  # it is ours alone: neither a file nor a symlink that lies there is touched
+    part = _part_path(final, force=force)
+    sink = part.open("xb")  # exclusive: an existing file or symlink of that name is not touched
     try:
         with sink:
-            asked = await taking(sink)
-            _to_disk(sink)
-        verified = verify(part)
-        if len(verified.images) + len(verified.failed) < asked:  # more may have appeared while it waited
-            raise ArchiveDamaged(f"it accounts for {len(verified.images) + len(verified.failed)} of {asked} images")
+            announced = await download_into(sink)
+            _sync(sink)
+        archive = verify_archive(part)
+        if len(archive.images) + len(archive.failed) < announced:  # wait= may have added more
+            raise ArchiveDamaged(f"it accounts for {len(archive.images) + len(archive.failed)} of {announced} images")
         part.replace(final)
     finally:
         part.unlink(missing_ok=True)
-    return _told(final, verified)
+    _print_summary(final, archive)
+    return not archive.failed
 
 
-def _beside(final: Path, *, force: bool) -> Path:
-    """Return where a file is written until it is whole: in the same folder, so that renaming it is one step."""
+def _part_path(final: Path, *, force: bool) -> Path:
+    """Return a new name in the same folder, so that the final rename is atomic."""
     if final.exists() and not force:
-        raise click.UsageError(f"{final} is there already; --force overwrites it")
+        raise click.UsageError(f"{final} exists already; --force overwrites it")
     return final.with_name(f"{final.name}.{secrets.token_hex(8)}.part")
 
 
-def _to_disk(sink: BinaryIO) -> None:
+def _sync(sink: BinaryIO) -> None:
     sink.flush()
     os.fsync(sink.fileno())
 
 
-def _told(final: Path, verified: Verified) -> bool:
-    for record in verified.failed:
-        _say(f"missing: {record.get('name')}: {record.get('detail')} ({record.get('reason')})", err=True)
-    number, failed = len(verified.images), len(verified.failed)
-    click.echo(f"{final}: {number} images, each checked" + (f"; {failed} missing" if failed else ""), err=True)
-    return not failed
+def _print_summary(final: Path, archive: VerifiedArchive) -> None:
+    for record in archive.failed:
+        _print(f"missing: {record.get('name')}: {record.get('detail')} ({record.get('reason')})", err=True)
+    images, failed = len(archive.images), len(archive.failed)
+    click.echo(f"{final}: {images} images, each verified" + (f"; {failed} missing" if failed else ""), err=True)
 
 
-def _say(words: str, *, err: bool = False) -> None:
-    """Write a line. Names and reasons in it were written by others: none of them may command the terminal."""
-    click.echo(visible(words), err=err)
+def _print(text: str, *, err: bool = False) -> None:
+    """Print a line without control characters: names and reasons come from other people."""
+    click.echo(visible(text), err=err)
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run, and turn what went wrong into words and an exit code."""
+    """Run a command; print its error and exit with the code for it."""
     try:
         return asyncio.run(work)
     except SettingsError as error:
@@ -318,14 +332,14 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
             click.echo(f"settings: {line}", err=True)
         sys.exit(EXIT_USAGE)
     except ProblemResponse as error:
-        _say(str(error), err=True)
+        _print(str(error), err=True)
         for failure in error.problem.get("failures", []):
             name, detail = failure.get("name") or failure.get("file"), failure.get("detail")
-            _say(f"  {name}: {detail} ({failure.get('reason')})", err=True)
+            _print(f"  {name}: {detail} ({failure.get('reason')})", err=True)
         sys.exit(EXIT_BROKEN)
-    except TransferBroke as error:
+    except TransferError as error:
         click.echo(f"{error}; nothing was kept", err=True)
         sys.exit(EXIT_BROKEN)
     except ArchiveDamaged as error:
-        click.echo(f"what arrived is damaged: {error}; nothing was kept", err=True)
+        click.echo(f"the archive is damaged: {error}; nothing was kept", err=True)
         sys.exit(EXIT_BROKEN)

@@ -1,149 +1,124 @@
-"""How far a transfer is, as one line on standard error, if that is a terminal. In a pipe nothing is written.
+"""Progress bars (tqdm) on standard error, drawn only if that is a terminal.
 
-A transfer never fails by its display: what cannot be shown, or not be known, is left out.
+The display never fails a transfer: what cannot be drawn, or is not known, is left out.
 """
 
 import asyncio
-import itertools
 import sys
+import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-import click
+from tqdm import tqdm
 
-from service.cli.service_client import Service
+from service.cli.service_client import ServiceClient
 
-if TYPE_CHECKING:
-    from click._termui_impl import ProgressBar
-
-# Often enough to look alive; a terminal that is far away gets no more than this.
 REDRAW_SECONDS = 0.2
-# The receipt's last word comes a moment after the last byte; the display is not worth more than this.
-LAST_WORD_SECONDS = 1.0
+# The last event of a receipt follows the last byte of the archive; the command waits for it no longer than this.
+FINAL_EVENT_TIMEOUT_SECONDS = 1.0
 MIB = 1024 * 1024
 
-_WITH_BAR, _WITHOUT_BAR = "%(label)s [%(bar)s] %(info)s", "%(label)s %(info)s"
+# A bar in both, because tqdm cuts only lines with a bar to the width of the terminal. Without a total it is blank.
+_BYTES_ONLY = "{desc}{postfix}{bar}"
+_IMAGES_AND_BYTES = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images{postfix}"
 
 
-class _Line:
-    """A progress bar that is drawn now and then, and given up where it cannot be written."""
+if TYPE_CHECKING:
+    _Tqdm = tqdm[NoReturn]  # generic in its type stubs only
+else:
+    _Tqdm = tqdm
 
-    def __init__(self, bar: "ProgressBar[Any]") -> None:
-        self.bar = bar
-        self._drawn = self._since = time.monotonic()
 
-    def __enter__(self) -> Self:
-        self._write(self.bar.__enter__)
-        return self
+class _Bar(_Tqdm):
+    """A tqdm bar that one thread draws, and that stops drawing when its terminal is gone."""
 
-    def __exit__(self, *_: object) -> None:
-        self.draw()
-        self._write(self.bar.render_finish)
+    monitor_interval = 0  # no monitor thread: every chunk calls update()
 
-    def draw(self) -> None:
-        self._drawn = time.monotonic()
-        self._write(self.bar.render_progress)
+    def __init__(self, label: str, **options: Any) -> None:
+        super().__init__(
+            desc=label, file=sys.stderr, disable=None, dynamic_ncols=True,
+            mininterval=REDRAW_SECONDS, miniters=0, **options,
+        )  # fmt: skip
 
-    def draw_now_and_then(self) -> None:
-        if time.monotonic() - self._drawn >= REDRAW_SECONDS:
-            self.draw()
-
-    def speed(self, number: int) -> str:
-        return f"{number / MIB / max(0.001, time.monotonic() - self._since):.1f} MiB/s"
-
-    def _write(self, write: Callable[[], object]) -> None:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draw the bar, or disable it if the terminal cannot be written."""
         try:
-            write()
-        except OSError:  # the terminal has gone
-            self.bar.hidden = True
+            super().display(msg, pos)
+        except OSError:
+            self.disable = True
+
+    def close(self) -> None:
+        """Draw the bar for the last time and end its line."""
+        with suppress(OSError):
+            super().close()
+
+
+# The default lock also locks between processes, for which some Python versions start another process.
+_Bar.set_lock(threading.RLock())
 
 
 @contextmanager
-def sending(total: int) -> Iterator[Callable[[int], None]]:
-    """Show how much of ``total`` bytes is sent; yields what is told the number of new ones."""
-
-    def amount(_: object) -> str:
-        return f"{line.bar.pos / MIB:.1f} of {total / MIB:.1f} MiB, {line.speed(line.bar.pos)}"
-
-    def advance(number: int) -> None:
-        line.bar.make_step(number)
-        line.draw_now_and_then()
-
-    line = _Line(click.progressbar(length=total, **_look("sending", _WITH_BAR, amount)))
-    with line:
-        yield advance
+def upload_progress(total_bytes: int) -> Iterator[Callable[[int], object]]:
+    """Show how much of an upload is sent; yields the function that adds a number of sent bytes."""
+    with _Bar("sending", total=total_bytes, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        yield bar.update
 
 
-class Receiving:
-    """How far one download is: by images as long as its receipt can be had, and always by bytes."""
+class DownloadProgress:
+    """Shows a download's bytes, and its finished images while the events of its receipt can be read.
 
-    def __init__(self, service: Service) -> None:
+    Use it as an async context manager around the download.
+    """
+
+    def __init__(self, service: ServiceClient) -> None:
         self._service = service
         self._archive_id = str(uuid.uuid4())
         self._bytes = 0
-        self._following: asyncio.Task[None] | None = None
-        self._line = _Line(click.progressbar(itertools.count(), **_look("receiving", _WITHOUT_BAR, self._amount)))
+        self._started = time.monotonic()
+        self._watcher: asyncio.Task[None] | None = None
+        self._bar = _Bar("receiving", bar_format=_BYTES_ONLY)
 
     @property
     def query(self) -> Sequence[tuple[str, str]]:
-        """The parameter by which the download is found again: none, if there is nobody to see it."""
-        return () if self._line.bar.hidden else (("archive_id", self._archive_id),)
+        """The parameter that lets the receipt of the download be found; none if nothing is drawn."""
+        return () if self._bar.disable else (("archive_id", self._archive_id),)
 
-    def begun(self) -> None:
-        """Note that the archive is on its way: from now on its receipt says how far it is."""
-        if not self._line.bar.hidden:
-            self._following = asyncio.create_task(self._follow())
+    def response_started(self) -> None:
+        """Start to read the events of the receipt, which exists from now on."""
+        if not self._bar.disable:
+            self._watcher = asyncio.create_task(self._watch())
 
-    def received(self, number: int) -> None:
-        """Note that so many bytes came."""
-        self._bytes += number
-        self._line.draw_now_and_then()
+    def add_bytes(self, count: int) -> None:
+        """Add received bytes; draw at most every ``REDRAW_SECONDS``."""
+        self._bytes += count
+        speed = self._bytes / max(0.001, time.monotonic() - self._started)
+        self._bar.set_postfix_str(f"{self._bytes / MIB:.1f} MiB, {speed / MIB:.1f} MiB/s", refresh=False)
+        self._bar.update(0)
 
-    @asynccontextmanager
-    async def shown(self) -> AsyncIterator["Receiving"]:
-        """Show it while the context is open."""
-        whole = False
-        with self._line:
-            try:
-                yield self
-                whole = True
-            finally:
-                if self._following is not None:
-                    await self._end(self._following, LAST_WORD_SECONDS if whole else 0)
+    async def __aenter__(self) -> Self:
+        """Return self; the bar is drawn already."""
+        return self
 
-    async def _end(self, following: asyncio.Task[None], patience_seconds: float) -> None:
-        await asyncio.wait([following], timeout=patience_seconds)
-        following.cancel()
-        await asyncio.wait([following])
-        if not following.cancelled():
-            following.exception()  # whatever it is, the archive does not depend on it
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop reading events, after the last one if the download was complete, and draw the final state."""
+        if self._watcher is not None:
+            await asyncio.wait([self._watcher], timeout=FINAL_EVENT_TIMEOUT_SECONDS if exc_type is None else 0)
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+            if not self._watcher.cancelled():
+                self._watcher.exception()  # retrieved and dropped: the archive does not depend on the events
+        self._bar.close()
 
-    async def _follow(self) -> None:
+    async def _watch(self) -> None:
         done = total = 0
         async for done, total in self._service.progress(self._archive_id):
-            self._count(done, total)
-        if not total or done < total:  # the receipt cannot be had, or not to its end
-            self._line.bar.length, self._line.bar.bar_template = None, _WITHOUT_BAR
-
-    def _count(self, done: int, total: int) -> None:
-        bar = self._line.bar
-        bar.length, bar.bar_template = total, _WITH_BAR
-        bar.make_step(done - bar.pos)
-        bar.finished = done >= total  # more images may appear later
-        self._line.draw()  # events are few: the service gathers them
-
-    def _amount(self, _: object) -> str:
-        bar = self._line.bar
-        images = f"{bar.pos} of {bar.length} images, " if bar.length is not None else ""
-        return f"{images}{self._bytes / MIB:.1f} MiB, {self._line.speed(self._bytes)}"
-
-
-def _look(label: str, template: str, amount: Callable[[object], str]) -> dict[str, Any]:
-    # width 0: the bar takes what the rest leaves of the terminal's line.
-    return {
-        "label": label, "bar_template": template, "item_show_func": amount, "width": 0,
-        "file": sys.stderr, "hidden": not sys.stderr.isatty(),
-    }  # fmt: skip
+            self._bar.n, self._bar.total, self._bar.bar_format = done, total, _IMAGES_AND_BYTES
+            self._bar.refresh()  # events are few: the service coalesces them
+        if not total or done < total:  # the events are not available, or ended early
+            self._bar.n, self._bar.total, self._bar.bar_format = 0, None, _BYTES_ONLY

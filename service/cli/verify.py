@@ -1,4 +1,4 @@
-"""Checks an archive that was downloaded, by its directory, its checksums, and what its own manifest says."""
+"""Verifies a downloaded archive against its central directory, its CRC-32s and its manifest."""
 
 import json
 import zipfile
@@ -12,12 +12,12 @@ MANIFEST_NAME, REPORT_NAME = "_manifest.json", "_download_report.txt"
 
 
 class ArchiveDamaged(Exception):
-    """The file is not a whole archive, or not what its manifest says."""
+    """The file is not a complete ZIP archive, or contradicts its own manifest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """A sound archive: the names of its images, and the manifest's records of those that failed.
+class VerifiedArchive:
+    """A sound archive: the names of its images, and the manifest's records of the failed ones.
 
     ``manifest`` is ``None`` for an archive without one: none of its images failed.
     """
@@ -27,11 +27,11 @@ class Verified:
     manifest: Mapping[str, Any] | None
 
 
-def verify(path: Path) -> Verified:
-    """Read every byte of an archive and compare it with its checksums and its manifest.
+def verify_archive(path: Path) -> VerifiedArchive:
+    """Read every byte of an archive and check it against its checksums and its manifest.
 
     Raises:
-        ArchiveDamaged: something is not as it must be; the words say what.
+        ArchiveDamaged: with the first mismatch as its message.
         OSError: the file cannot be read.
     """
     try:
@@ -41,22 +41,22 @@ def verify(path: Path) -> Verified:
             manifest = json.loads(archive.read(MANIFEST_NAME)) if MANIFEST_NAME in archive.namelist() else None
             entries = {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise ArchiveDamaged(f"it is not a whole ZIP archive: {error}") from error
+        raise ArchiveDamaged(f"it is not a complete ZIP archive: {error}") from error
     images = [name for name in entries if name not in {MANIFEST_NAME, REPORT_NAME}]
     if manifest is None:
-        return Verified(images, [], None)
-    records = _records(manifest)
+        return VerifiedArchive(images, [], None)
+    records = _image_records(manifest)
     for record in records:
         info = entries.get(record.get("entry") or "")
         if record.get("outcome") == "downloaded" and (
             info is None or (info.file_size, f"{info.CRC:08x}") != (record.get("size"), record.get("crc32"))
         ):
-            raise ArchiveDamaged(f"the image {record.get('image_id')} is not there as the manifest says")
-    return Verified(images, [record for record in records if record.get("outcome") == "failed"], manifest)
+            raise ArchiveDamaged(f"the image {record.get('image_id')} is missing or differs from the manifest")
+    return VerifiedArchive(images, [record for record in records if record.get("outcome") == "failed"], manifest)
 
 
-def _records(manifest: Any) -> list[Mapping[str, Any]]:
+def _image_records(manifest: Any) -> list[Mapping[str, Any]]:
     records = manifest.get("images") if isinstance(manifest, dict) else None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ArchiveDamaged("its manifest cannot be read")
+        raise ArchiveDamaged("its manifest is invalid")
     return records

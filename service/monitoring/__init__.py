@@ -1,1 +1,1 @@
-"""Logs, metrics, traces and error reports."""
+"""Logs, metrics, trace context and error reports."""

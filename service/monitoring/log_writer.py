@@ -1,12 +1,11 @@
-"""Writes the log's lines off the event loop: a bounded queue, one daemon thread, and a count of what was dropped.
+"""Asynchronous log writer: a bounded queue, one daemon thread, and a counter of dropped lines.
 
-The loop never waits for the reader of the log, and no error of its stream reaches a request::
+The event loop never waits for the reader of the log, and a stream error never reaches a request::
 
     write() ──▶ queue (QUEUE_LINES, QUEUE_BYTES) ──▶ thread ──▶ write(2)
                   └─ full: dropped, counted            └─ error: dropped, counted
 
-The standard library's ``QueueListener`` does not fit: its ``stop`` waits without a bound, and our events do not pass
-through its loggers.
+The standard library's ``QueueListener`` does not fit: its ``stop`` has no timeout, and our events bypass its loggers.
 """
 
 import os
@@ -18,13 +17,13 @@ from typing import Final, Self
 
 import structlog
 
-# At 400 bytes a line this is 4 MB: what some 100 orders of 100 images log while a reader is away.
+# 4 MB at 400 bytes a line: the lines of some 100 orders of 100 images, while the reader of the log is stalled.
 QUEUE_LINES: Final = 10_000
-# Lines with tracebacks are long; in sum they hold no more than this.
+# Lines with tracebacks are long; this bounds all lines together.
 QUEUE_BYTES: Final = 8 * 1024 * 1024
-# Lines that wait are written together until they come to this: a pipe holds as much (pipe(7)).
+# Queued lines are written in batches of this size, the capacity of a pipe (pipe(7)).
 BATCH_BYTES: Final = 64 * 1024
-# How long the end of the process waits for the last lines to be written.
+# Maximum wait for the last lines when the process ends.
 FLUSH_SECONDS: Final = 1.0
 
 _NEWLINE: Final = ord("\n")
@@ -35,16 +34,16 @@ _active: "LogWriter | None" = None
 
 
 def dropped_lines() -> int:
-    """Return how many lines of the process's log were dropped; 0 if they are written without a queue."""
+    """Return the number of dropped lines of the process's log; 0 without a ``LogWriter``."""
     return _active.dropped if _active is not None else 0
 
 
 class LogWriter:
-    """A stream of text that never blocks and never fails; use it as a context manager.
+    """A text stream whose ``write`` never blocks and never fails. Use it as a context manager.
 
-    Entering it starts the thread. Leaving it writes what is queued, for ``flush_seconds`` at most. Lines keep their
-    order. They are written to the file descriptor, past the buffers of ``sys.stdout``: those would be flushed once more
-    at the exit of the interpreter, which then blocks or fails as the stream does.
+    Entering starts the thread. Leaving writes the queued lines, within ``flush_seconds``. Lines keep their sequence.
+    They are written to the file descriptor, not to ``sys.stdout``: the interpreter flushes its buffers at exit, and
+    would block or fail there as the stream does.
     """
 
     def __init__(
@@ -63,14 +62,14 @@ class LogWriter:
         self._queued_bytes = 0
         self._dropped = 0
         self._reported = 0
-        self._torn = False  # the stream ends in the middle of a line
+        self._torn = False  # the last line of the stream is incomplete
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
 
     @property
     def dropped(self) -> int:
-        """The lines that were not written: the queue was full, or the stream failed."""
+        """Number of lines that were not written: the queue was full, or the stream failed."""
         return self._dropped
 
     def __enter__(self) -> Self:
@@ -81,9 +80,9 @@ class LogWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Write what is queued. A stalled stream does not hold the exit any longer: the thread is a daemon."""
+        """Write the queued lines. A stalled stream does not delay the exit further: the thread is a daemon."""
         global _active  # noqa: PLW0603
         with self._changed:
             self._closed = True
@@ -92,11 +91,11 @@ class LogWriter:
         _active = None
 
     def write(self, text: str) -> int:
-        """Queue a line, or drop it if the queue is full; returns its length, as every stream does."""
+        """Queue a line, or drop it if the queue is full; return its length, as ``TextIO.write`` does."""
         line = text.encode("utf-8", "backslashreplace")
         with self._changed:
             full = len(self._lines) >= self._max_lines or self._queued_bytes + len(line) > self._max_bytes
-            # The thread's own report, one for each batch at most, always finds room.
+            # The thread's own warning, at most one per batch, is always queued.
             if (full or self._closed) and threading.current_thread() is not self._thread:
                 self._dropped += 1
             else:
@@ -106,10 +105,10 @@ class LogWriter:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: no caller waits for the stream."""
+        """Do nothing: lines are written by the thread."""
 
     def _run(self) -> None:
-        while batch := self._take():
+        while batch := self._next_batch():
             unwritten = self._write_batch(batch)
             if unwritten:
                 with self._changed:
@@ -119,8 +118,8 @@ class LogWriter:
                 log.warning("log.lines_dropped", lines=lines)
 
     def _write_batch(self, batch: list[bytes]) -> int:
-        """Write the lines; return how many of them did not get through whole."""
-        start = b"\n" if self._torn else b""  # what was cut off stays a line of its own
+        """Write the lines; return the number of those that were not written completely."""
+        start = b"\n" if self._torn else b""  # the incomplete line stays on its own
         rest = memoryview(start + b"".join(batch))
         while rest:
             try:
@@ -128,7 +127,7 @@ class LogWriter:
             except BlockingIOError:  # the descriptor is shared with a process that made it non-blocking
                 select.select([], [self._descriptor], [])
                 continue
-            except OSError:  # no reader, no space: the next lines try again
+            except OSError:  # no reader, no space: the next batch retries
                 break
             self._torn = rest[written - 1] != _NEWLINE
             rest = rest[written:]
@@ -140,8 +139,8 @@ class LogWriter:
             unwritten += 1
         return unwritten
 
-    def _take(self) -> list[bytes]:
-        """Wait for lines and take the first of them; none is the end."""
+    def _next_batch(self) -> list[bytes]:
+        """Wait for lines and dequeue a batch; an empty batch is the end."""
         batch: list[bytes] = []
         size = 0
         with self._changed:

@@ -1,17 +1,14 @@
-"""Structured logs: one pipeline for our events and for the libraries', with secrets taken out.
+"""Structured logging: one structlog pipeline for our events and the libraries', with secrets redacted.
 
-The rule of this file: nothing reaches the output except through ``redact``.
+The rule of this file: nothing reaches the output except through ``Redactor``.
 """
 
 import functools
 import logging
-import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 import structlog
@@ -22,64 +19,15 @@ from service.monitoring.log_writer import LogWriter
 log = structlog.get_logger(__name__)
 
 MASK = "[secret]"
-# Query strings of signed URLs (S3's X-Amz-*, our own tokens) are secrets as much as keys are: whoever has them
-# has the image. Logs never need the query of an upstream URL, so all of it goes.
+# Query strings of signed URLs (S3's X-Amz-*, our own tokens) are bearer secrets: they alone give access to the image.
+# Logs never need the query of an upstream URL, so all of it is masked.
 _URL_QUERY = re.compile(r"(?i)(https?://[^\s?#'\"]+)\?[^\s'\"]*")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROLS_BUT_BLANKS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 _SECRET_NAMES = re.compile(r"(?i)api[-_]?key|authorization|authentication|token|secret|cookie|password|signature")
 
-# https://www.w3.org/TR/trace-context/#traceparent-header-field-values; what a later version adds stands behind a dash.
-_TRACEPARENT = re.compile(
-    r"(?P<version>[0-9a-f]{2})-(?P<trace_id>[0-9a-f]{32})-(?P<parent_id>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
-)
-_SAMPLED = 0x01  # the one flag that the standard knows; the others are not passed on
 
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """The distributed trace that a request belongs to."""
-
-    trace_id: str
-    sampled: bool
-
-
-# Bound to a request like its log fields, and read where requests go out.
-_trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
-
-
-def read_traceparent(values: Sequence[str]) -> Trace | None:
-    """Return the trace that a request's ``traceparent`` fields name, or ``None`` if they are not one valid field."""
-    match = _TRACEPARENT.fullmatch(values[0]) if len(values) == 1 else None
-    if match is None or match["version"] == "ff" or (match["version"] == "00" and match["more"]):
-        return None
-    if not match["trace_id"].strip("0") or not match["parent_id"].strip("0"):
-        return None
-    return Trace(match["trace_id"], bool(int(match["flags"], 16) & _SAMPLED))
-
-
-@contextmanager
-def request_context(request_id: str, trace: Trace | None) -> Iterator[None]:
-    """Put the request's id, its trace's if it has one, and whatever is bound inside, into every line written inside."""
-    fields = {"request_id": request_id, **({"trace_id": trace.trace_id} if trace else {})}
-    token = _trace.set(trace)
-    structlog.contextvars.bind_contextvars(**fields)
-    try:
-        yield
-    finally:
-        structlog.contextvars.clear_contextvars()  # the connection's next request is another
-        _trace.reset(token)
-
-
-def outgoing_traceparent() -> str | None:
-    """Return the ``traceparent`` of a request made on behalf of the current one: same trace, a new span."""
-    trace = _trace.get()
-    if trace is None:
-        return None
-    return f"00-{trace.trace_id}-{random.getrandbits(64) or 1:016x}-{int(trace.sampled):02x}"
-
-
-@functools.lru_cache(maxsize=1024)  # the fields of our own events many times over
+@functools.lru_cache(maxsize=1024)  # several times as many as our events have field names
 def _names_a_secret(key: str) -> bool:
     return _SECRET_NAMES.search(key) is not None
 
@@ -94,7 +42,7 @@ class Redactor:
         return {self.clean(key): self._field(key, value) for key, value in event.items()}
 
     def _field(self, key: str, value: Any) -> Any:
-        # Booleans such as api_key_configured say nothing secret.
+        # Booleans such as api_key_configured are not secret.
         if _names_a_secret(key) and not isinstance(value, bool):
             return MASK
         return self.clean(value)
@@ -111,19 +59,19 @@ class Redactor:
             return [self.clean(item) for item in value]
         if value is None or isinstance(value, bool | int | float):
             return value
-        return self.clean(repr(value))  # whatever it is, only its words are written, and they are cleaned
+        return self.clean(repr(value))  # the renderer gets no object of an unknown type, only its redacted repr
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes the libraries' records; one that cannot be formatted is reported in the log, not on standard error."""
+    """Writes the libraries' log records; one that cannot be formatted is reported in the log, not on standard error."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's
-        """Log the fault: standard error may be a pipe that is not read."""
+        """Log the formatting error: standard error may be a pipe that is not read."""
         log.error("log.record_unreadable", source=record.name, exc_info=True)  # noqa: LOG014 - in emit's handler
 
 
 class _NamedLogger(structlog.WriteLogger):
-    """Writes finished lines; ``name`` says which module they come from."""
+    """Writes rendered lines; ``name`` is the module they come from."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         super().__init__(stream)
@@ -135,8 +83,8 @@ def configure_logs(
 ) -> None:
     """Send structlog's and the standard library's records to ``stream`` (standard output) in one format.
 
-    Our own events go straight to the stream: by way of the standard library's loggers each would take three times
-    as long, and there is at least one for every image.
+    Our own events bypass the standard library's loggers, which take three times as long per event; there is at least
+    one event for every image.
     """
     output = cast("TextIO", stream or sys.stdout)  # of a stream, ``write`` and ``flush`` are used
     stamps: list[Processor] = [
@@ -162,13 +110,13 @@ def configure_logs(
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # It warns about each entry whose size was not known before; the writer knows why that is right.
+    # zipstream-ng warns about each entry of unknown size; archive/writer.py handles those on purpose.
     logging.getLogger("zipstream.ng").setLevel(logging.ERROR)
 
 
 @contextmanager
 def stderr_captured() -> Iterator[None]:
-    """Log what Python itself would write to standard error: warnings, and errors that no code can handle.
+    """Redirect Python's own standard error output to the log: warnings and unraisable exceptions.
 
     Standard error is often the same pipe as the log: a write to it could block the event loop.
     """
@@ -188,7 +136,7 @@ def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _rendering(log_format: str, secrets: Sequence[str]) -> list[Processor]:
-    """Exceptions become text before redaction, so that a secret in a traceback is masked as well."""
+    """Format exceptions before redaction, so that a secret in a traceback is masked too."""
     if log_format == "json":
         return [structlog.processors.format_exc_info, Redactor(secrets), structlog.processors.JSONRenderer()]
     console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
@@ -196,7 +144,7 @@ def _rendering(log_format: str, secrets: Sequence[str]) -> list[Processor]:
 
 
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Keep values from breaking their line or commanding the terminal; tracebacks keep their line breaks."""
+    """Escape control characters: no value breaks its line or drives the terminal; tracebacks keep line breaks."""
     for key, value in event.items():
         if isinstance(value, str) and key != "exception":
             # The renderer quotes values with line breaks and tabs, but not the message itself.

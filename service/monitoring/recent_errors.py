@@ -1,24 +1,24 @@
-"""The last things that went wrong, for the operator who looks at ``/api/stats``."""
+"""Ring buffer of recent errors, shown to operators by ``/api/stats``."""
 
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-# Enough to see what a bad night was about; more is the log's business.
+# A sample for a first diagnosis; the log has them all.
 ERRORS_KEPT = 50
-# A detail is a sentence; what is longer is cut.
+# A detail is usually one sentence; longer ones are cut.
 MAX_DETAIL_CHARACTERS = 500
 
 
 class RecentErrors:
-    """The last faults of the service and of its upstream, with every secret taken out by ``clean``."""
+    """The last errors of the service and of its upstream; ``clean`` redacts the secrets in them."""
 
     def __init__(self, clean: Callable[[str], str]) -> None:
         self._clean = clean
         self._errors: deque[dict[str, str]] = deque(maxlen=ERRORS_KEPT)
 
     def note(self, event: str, detail: str, request_id: str) -> None:
-        """Remember a fault, and forget the oldest beyond ``ERRORS_KEPT``."""
+        """Add an error, and drop the oldest beyond ``ERRORS_KEPT``."""
         self._errors.append(
             {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -29,5 +29,5 @@ class RecentErrors:
         )
 
     def newest_first(self) -> list[dict[str, str]]:
-        """Return what is remembered."""
+        """Return the recorded errors."""
         return list(reversed(self._errors))

@@ -1,8 +1,8 @@
-"""Reports faults of the service to Sentry, if the operator wants that. The only file that knows the SDK.
+"""Reports unhandled exceptions to Sentry, if SENTRY_DSN is set. Only this file imports the SDK.
 
-What leaves the process has passed through the logs' redaction. Problems, failed images and clients that leave are not
-faults and are never reported; neither are bodies, local variables, callers' addresses, or the requests that the service
-makes.
+Every report passes through the redaction of the logs. Problem responses, failed images and disconnected clients are not
+errors of the service and are never reported; neither are bodies, local variables, client addresses, or the requests to
+the upstream.
 """
 
 import asyncio
@@ -18,32 +18,32 @@ log = structlog.get_logger(__name__)
 
 Report = Callable[[BaseException], None]
 
-# How long the end of the service may take to get the last reports out.
+# Maximum wait for the last reports when the service stops.
 FLUSH_SECONDS = 2.0
-# Reports that wait to be sent; what comes on top is dropped. A fault that happens this often needs no more copies.
+# Reports that wait to be sent; further ones are dropped. An exception that is raised this often needs no more copies.
 QUEUED_REPORTS = 50
-# All that is told of a request's headers. Proxies add others, which hold addresses (X-Forwarded-For), whole URLs with a
-# link's token (X-Original-URI), or the proof of who signed in (Cf-Access-Jwt-Assertion): no list of them is complete.
-HEADERS_TOLD = frozenset(
+# Allow-list of reported request headers. Proxies add others with addresses (X-Forwarded-For), URLs with a link's token
+# (X-Original-URI), or session tokens (Cf-Access-Jwt-Assertion): no deny-list of them is complete.
+REPORTED_HEADERS = frozenset(
     {"accept", "accept-encoding", "content-length", "content-type", "host", "traceparent", "user-agent", "x-request-id"}
 )
 
 
 def report_nothing(_error: BaseException) -> None:
-    """Stand where no Sentry is configured."""
+    """Drop an exception: Sentry is not configured."""
 
 
 @asynccontextmanager
 async def reporting(dsn: str | None, *, release: str, redactor: Redactor) -> AsyncIterator[Report]:
-    """Yield what takes a fault to Sentry; without ``dsn``, or if it cannot be used, what does nothing.
+    """Yield the function that reports an exception; it does nothing without a usable ``dsn``.
 
-    Sentry is an aid, so nothing about it keeps the service from starting: the log says what is wrong.
+    A missing SDK or an invalid DSN is logged, and does not keep the service from starting.
     """
     if dsn is None:
         yield report_nothing
         return
     try:
-        import sentry_sdk  # noqa: PLC0415 - an extra, and its hooks are wanted only where it is used
+        import sentry_sdk  # noqa: PLC0415 - an extra, and importing it installs hooks
         from sentry_sdk.integrations.aiohttp import AioHttpIntegration  # noqa: PLC0415
     except ImportError:
         log.warning("sentry.not_installed", detail="SENTRY_DSN is set, but the package's extra 'sentry' is missing")
@@ -54,7 +54,7 @@ async def reporting(dsn: str | None, *, release: str, redactor: Redactor) -> Asy
         if (request := event.get("request")) is not None:
             event["request"] = {name: request[name] for name in ("url", "method") if name in request}
             event["request"]["headers"] = {
-                name: value for name, value in request.get("headers", {}).items() if name.lower() in HEADERS_TOLD
+                name: value for name, value in request.get("headers", {}).items() if name.lower() in REPORTED_HEADERS
             }
         return redactor.clean(event)
 
@@ -62,7 +62,7 @@ async def reporting(dsn: str | None, *, release: str, redactor: Redactor) -> Asy
         sentry_sdk.init(
             dsn=dsn,
             release=release,
-            # The aiohttp integration tells the request; the others would send the command line, or every error line.
+            # The aiohttp integration adds the request; the others would send the command line, or every logged error.
             default_integrations=False,
             auto_enabling_integrations=False,
             integrations=[AioHttpIntegration(transaction_style="method_and_path_pattern")],
@@ -73,8 +73,8 @@ async def reporting(dsn: str | None, *, release: str, redactor: Redactor) -> Asy
             max_request_body_size="never",
             auto_session_tracking=False,
             send_client_reports=False,
-            enable_backpressure_handling=False,  # a thread for the sake of traces, of which there are none
-            trace_propagation_targets=[],  # the upstream learns nothing of it
+            enable_backpressure_handling=False,  # it starts a thread for traces, which are not used
+            trace_propagation_targets=[],  # no Sentry headers to the upstream
             transport_queue_size=QUEUED_REPORTS,
             shutdown_timeout=FLUSH_SECONDS,
         )
@@ -92,6 +92,6 @@ async def reporting(dsn: str | None, *, release: str, redactor: Redactor) -> Asy
     try:
         yield report
     finally:
-        # It waits in a thread: what still streams must not stand still meanwhile.
+        # close() blocks; in a thread, so that running archives continue.
         await asyncio.to_thread(sentry_sdk.get_client().close, timeout=FLUSH_SECONDS)
         sentry_sdk.get_global_scope().set_client(None)

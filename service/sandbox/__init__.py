@@ -1,7 +1,7 @@
-"""A stand-in of the Autoenhance.ai API on loopback: for tests, demo and benchmark, never for production.
+"""Test double of the Autoenhance.ai API on loopback, for tests, demo and benchmark; never for production.
 
 It imports nothing else of the service, so that it cannot share the service's mistakes. Start reading at ``server.py``
-(what exists), then ``api.py`` and ``storage.py`` (the way of a download).
+(the parts), then ``api.py`` and ``storage.py`` (the requests of a download).
 """
 
 from service.sandbox.faults import ANY_IMAGE, Fault, FaultPlan, Gate, Kind, Origin

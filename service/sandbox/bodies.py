@@ -1,6 +1,6 @@
-"""The bytes behind an image: held in memory, or made on the fly for sizes nobody wants to hold.
+"""Image bodies: held in memory, or generated while they are read, for sizes of gigabytes.
 
-The one rule: a body can be read from any offset, any number of times, always with the same bytes.
+The rule of this file: a body can be read from any offset, any number of times, always with the same bytes.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ BLOCK_BYTES = 1_000_003
 # SOI, APP0 and the header of a scan (ITU-T T.81 B.2.3): what follows is scan data.
 _JPEG_START = bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffda0008010100003f00")
 _JPEG_END = bytes.fromhex("ffd9")
-# Long enough for every format's magic: a changed body still looks like an image.
+# Long enough for the magic bytes of every format: a changed body is still recognized as an image.
 _MAGIC_BYTES = 32
 # Neither makes an FF, which would start a marker in scan data.
 _NO_MARKER = bytes(min(value, 0xFE) for value in range(256))
@@ -25,7 +25,7 @@ _FLIP = bytes(min(value ^ 0x55, 0xFE) for value in range(256))
 
 
 class Body(Protocol):
-    """Bytes of a known number which can be read from anywhere."""
+    """Bytes of a known number, readable from any offset."""
 
     @property
     def size(self) -> int:
@@ -42,8 +42,8 @@ class Body(Protocol):
         ...
 
 
-def pieces(body: Body, start: int, stop: int, *, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Yield the bytes from ``start`` up to ``stop`` in pieces of at most ``size``."""
+def chunks(body: Body, start: int, stop: int, *, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Yield the bytes from ``start`` up to ``stop`` in chunks of at most ``size``."""
     for offset in range(start, stop, size):
         yield body.read(offset, min(offset + size, stop))
 
@@ -51,8 +51,8 @@ def pieces(body: Body, start: int, stop: int, *, size: int = CHUNK_BYTES) -> Ite
 def crc32_of(body: Body) -> int:
     """Return the CRC-32 of the whole body, without holding it."""
     crc = 0
-    for piece in pieces(body, 0, body.size):
-        crc = zlib.crc32(piece, crc)
+    for chunk in chunks(body, 0, body.size):
+        crc = zlib.crc32(chunk, crc)
     return crc
 
 
@@ -70,7 +70,7 @@ class BytesBody:
 
 
 class GeneratedBody:
-    """A body of any size which starts and ends like a JPEG and is pseudo-random between: never held as a whole."""
+    """A body of any size, never held as a whole: pseudo-random bytes between the start and the end of a JPEG."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
@@ -82,19 +82,19 @@ class GeneratedBody:
         """Return the bytes from ``start`` up to ``stop``, at most one block's length of them."""
         stop = min(stop, self.size)
         phase = start % (len(self._block) // 2 or 1)
-        piece = self._block[phase : phase + stop - start]
+        chunk = self._block[phase : phase + stop - start]
         if start < len(_JPEG_START):
-            piece = (_JPEG_START[start:stop] + piece[len(_JPEG_START) - start :])[: stop - start]
-        return _ended(piece, stop, self.size)
+            chunk = (_JPEG_START[start:stop] + chunk[len(_JPEG_START) - start :])[: stop - start]
+        return _ended(chunk, stop, self.size)
 
 
-def _ended(piece: bytes, stop: int, size: int) -> bytes:
-    """Return the piece that ends at ``stop`` of ``size`` bytes, with what it holds of a JPEG's end marker."""
+def _ended(chunk: bytes, stop: int, size: int) -> bytes:
+    """Overwrite the last bytes of a chunk that reaches the end of the body with JPEG's end marker."""
     overlap = stop - (size - len(_JPEG_END))
     if overlap <= 0:
-        return piece
-    keep = max(0, len(piece) - overlap)
-    return piece[:keep] + _JPEG_END[:overlap][-(len(piece) - keep) :]
+        return chunk
+    keep = max(0, len(chunk) - overlap)
+    return chunk[:keep] + _JPEG_END[:overlap][-(len(chunk) - keep) :]
 
 
 class ChangedBody:
@@ -103,7 +103,7 @@ class ChangedBody:
     def __init__(self, original: Body, *, extra: int = 0) -> None:
         self._original = original
         start = original.read(0, min(original.size, _MAGIC_BYTES))
-        # Altered segments could not be walked: an altered JPEG has the least of them.
+        # Altered segments could not be parsed: an altered JPEG gets the shortest valid start.
         self._start = _JPEG_START[: len(start)] if start.startswith(_JPEG_START[:3]) else start
         self.size = original.size + extra
         self.etag = f'"{hashlib.md5(original.etag.encode(), usedforsecurity=False).hexdigest()}"'
@@ -111,9 +111,9 @@ class ChangedBody:
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from ``start`` up to ``stop``."""
         stop = min(stop, self.size)
-        piece = self._original.read(start, min(stop, self._original.size)) if start < self._original.size else b""
+        chunk = self._original.read(start, min(stop, self._original.size)) if start < self._original.size else b""
         plain = self._start[start:stop]
-        altered = plain + piece[len(plain) :].translate(_FLIP)
+        altered = plain + chunk[len(plain) :].translate(_FLIP)
         return _ended(altered.ljust(stop - start, b"+"), stop, self.size)
 
 
@@ -133,7 +133,7 @@ class PaddedBody:
 
 
 class NoiseBody:
-    """As many bytes as another body has, but no image of any kind."""
+    """A body of the same size as another, but not an image."""
 
     def __init__(self, original: Body) -> None:
         self.size = original.size

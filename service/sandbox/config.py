@@ -1,4 +1,4 @@
-"""The knobs of a sandbox which may be turned while it runs."""
+"""Configuration of a sandbox; every field may be changed while it runs."""
 
 import time
 from collections.abc import Callable
@@ -10,14 +10,13 @@ DEFAULT_API_KEY = "sandbox-0000000000000000000000000000000"
 
 
 @dataclass(kw_only=True, eq=False)
-class Switches:
-    """What the sandbox does where nothing else is scripted.
+class SandboxConfig:
+    """Defaults for all requests and images without a script or a field of their own.
 
-    ``credits`` is the balance (None: endless). With ``repeats_cost`` an image that is paid costs each time again: the
-    ledger counts what is asked for. ``not_ready_status`` and ``no_credits_status`` are settings because the real codes
-    are not documented. ``processing_polls`` is the number of look-ups after which an upload is processed,
-    ``daily_enhancements`` the number of uploads after which further ones end in an error. ``clock`` serves the
-    limits only and gives seconds.
+    ``credits`` is the balance (None: unlimited). With ``repeats_cost`` every request for a paid image costs again.
+    ``not_ready_status`` and ``no_credits_status`` are configurable because the real codes are not documented.
+    ``processing_polls`` is the number of polls after which an upload is processed, ``daily_enhancements`` the number of
+    uploads after which further ones fail. ``clock`` returns seconds and serves the limits only.
     """
 
     api_key: str = DEFAULT_API_KEY

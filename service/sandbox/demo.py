@@ -1,4 +1,4 @@
-"""The demo: downloads the demo order as a user would, with curl, and checks every byte of what arrived."""
+"""Demo: downloads the demo order with curl, as a user would, and checks every byte of the archive."""
 
 import asyncio
 import shutil
@@ -13,14 +13,14 @@ TRAILER_NAMES = ("x-downloaded", "x-failed")
 
 
 class DemoFailed(Exception):
-    """Something in the demo was not as it must be."""
+    """The demo failed; the message says why."""
 
 
 async def run_demo(url: str, sandbox: Sandbox, output: Path) -> None:
-    """Download the demo order from the service at ``url`` into ``output`` and show what came.
+    """Download the demo order from the service at ``url`` into ``output``, and print what arrived.
 
     Raises:
-        DemoFailed: curl is missing or failed, or the archive is not exactly what the sandbox serves.
+        DemoFailed: curl is missing or failed, or the archive differs from what the sandbox serves.
     """
     if shutil.which("curl") is None:
         raise DemoFailed("curl is needed: apt-get install curl")
@@ -53,14 +53,14 @@ def _count_header(lines: list[str]) -> str:
 
 
 def _compare(sandbox: Sandbox, output: Path) -> None:
-    """Entries stand in the order in which they came, not in the order's: compare the contents, not the places."""
+    """Compare the contents of the entries, not their positions: images are written as they arrive."""
     with zipfile.ZipFile(output) as archive:
         if (bad := archive.testzip()) is not None:
             raise DemoFailed(f"the entry {bad} is damaged")
         arrived = sorted(archive.read(name) for name in archive.namelist())
     served = sorted(sandbox.body(image.image_id) for image in sandbox.orders[DEMO_ORDER_ID].images)
     if arrived != served:
-        raise DemoFailed("the images are not those that the sandbox served")
+        raise DemoFailed("the images differ from those that the sandbox served")
 
 
 async def _show(*command: str) -> None:

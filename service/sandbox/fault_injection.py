@@ -1,4 +1,4 @@
-"""Carries out the faults which happen before a handler's own headers, at whatever origin."""
+"""Fault injection before the response headers, the same at every origin."""
 
 import asyncio
 
@@ -6,23 +6,23 @@ from aiohttp import web
 
 from service.sandbox.faults import Fault, FaultPlan, Kind
 from service.sandbox.payloads import problem
-from service.sandbox.raw_response import Wire
+from service.sandbox.raw_response import RawResponse
 from service.sandbox.records import RECORD, RequestRecord
-from service.sandbox.state import Target
+from service.sandbox.state import RedirectTarget
 
-_HTML_PAGE = "<!doctype html><title>Something else</title><p>This is not what you asked for.</p>"
+_HTML_PAGE = "<!doctype html><title>Something else</title><p>This is not an image.</p>"
 
 
-async def silence() -> None:
+async def stall() -> None:
     """Wait until the client leaves or the sandbox closes: both cancel the handler."""
     await asyncio.get_running_loop().create_future()
 
 
 def take_fault(request: web.Request, faults: FaultPlan, subject_id: str, origin: str) -> Fault | None:
-    """Take the fault of a request from the plan and note it in the request's record."""
+    """Take the fault of a request from the plan and record it."""
     fault = faults.take(subject_id, origin)
     if origin == "asset" and fault is None:
-        # The storage cannot refuse its own connections: the hop before it points to where nobody listens.
+        # The storage cannot refuse its own connections: the asset hop redirects to a closed port instead.
         fault = faults.take(subject_id, "storage", only=Kind.REFUSED)
     if fault is not None:
         request[RECORD].fault = fault.kind.value
@@ -30,38 +30,38 @@ def take_fault(request: web.Request, faults: FaultPlan, subject_id: str, origin:
 
 
 async def before_headers(request: web.Request, fault: Fault | None) -> web.StreamResponse | None:
-    """Carry out a fault and return its response, or None if the handler goes on as usual.
+    """Inject a fault and return its response, or None to let the handler continue.
 
-    Faults which need the handler's own response (redirects, and everything about a body) are left to the handler.
+    Redirects and faults of the body need the handler's own response and are left to the handler.
     """
     if fault is None or fault.after_bytes is not None:
         return None
     match fault.kind:
         case Kind.RESET:
-            return await Wire(request).reset()
+            return await RawResponse(request).reset()
         case Kind.CLOSE_REUSED:
-            return await Wire(request).close() if request[RECORD].reused else None
-        case Kind.SILENCE:
-            await silence()
+            return await RawResponse(request).close() if request[RECORD].reused else None
+        case Kind.STALL:
+            await stall()
         case Kind.PAUSE if fault.gate is not None:
             await fault.gate.hold()
         case Kind.SLOW_START:
             await asyncio.sleep(fault.delay_seconds)
         case _:
-            return _instead(fault)
+            return _whole_response(fault)
     return None
 
 
 def ends_reused_connection(record: RequestRecord, fault: Fault | None) -> bool:
-    """Return whether a fault ends a reused connection before a response: the client may repeat that request."""
+    """Return whether a fault closes a reused connection before a response: the client may repeat that request."""
     kinds = {Kind.RESET, Kind.CLOSE_REUSED}
     return record.reused and fault is not None and fault.kind in kinds and fault.after_bytes is None
 
 
-def redirect_instead(fault: Fault | None, target: Target, here: str, closed_origin: str) -> str | None:
-    """Return where a redirect fault sends the client, or None if there is no such fault.
+def redirect_instead(fault: Fault | None, target: RedirectTarget, here: str, closed_origin: str) -> str | None:
+    """Return the location of a redirect fault, or None for any other fault.
 
-    ``here`` is the address which keeps answering with redirects to itself in a loop or a chain.
+    ``here`` is the URL of this hop, which redirects to itself in a loop or a chain.
     """
     if fault is None:
         return None
@@ -80,8 +80,8 @@ def redirect_instead(fault: Fault | None, target: Target, here: str, closed_orig
             return None
 
 
-def next_hop(target: Target, here: str) -> str | None:
-    """Return where a loop or chain that was begun goes on, or None if there is none."""
+def next_hop(target: RedirectTarget, here: str) -> str | None:
+    """Return the next location of a running redirect loop or chain, or None without one."""
     if target.looping:
         return here
     if target.hops > 0:
@@ -91,13 +91,13 @@ def next_hop(target: Target, here: str) -> str | None:
 
 
 def redirect(location: str) -> web.Response:
-    """Return a 302 with the short HTML page which the API's framework adds."""
+    """Return a 302 with the HTML page that the API's framework adds."""
     page = "<!doctype html>\n<html lang=en>\n<title>Redirecting...</title>\n<h1>Redirecting...</h1>\n"
     return web.Response(status=302, text=page, content_type="text/html", headers={"Location": location})
 
 
-def _instead(fault: Fault) -> web.Response | None:
-    """Return the whole other response which a fault stands for, if it does."""
+def _whole_response(fault: Fault) -> web.Response | None:
+    """Return the response that replaces the handler's, if the fault is one."""
     match fault.kind:
         case Kind.STATUS:
             return _status(fault)

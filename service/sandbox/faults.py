@@ -1,7 +1,7 @@
-"""Scripted misbehaviour: which request of which image goes wrong, and how.
+"""Fault plan: which request of which image fails, and how.
 
-Decisions only; ``wire`` and ``storage`` carry them out. The same script and seed give the same faults whatever the
-order in which requests of different images arrive.
+Decisions only; ``fault_injection`` and ``storage`` inject them. The same script and seed give the same faults in
+whatever sequence the requests for different images arrive.
 """
 
 import asyncio
@@ -13,88 +13,88 @@ from enum import StrEnum
 from typing import Literal
 
 Origin = Literal["api", "asset", "storage", "upload"]
-# Stands for every image in ``FaultPlan.always``.
+# Matches every image in ``FaultPlan.always``.
 ANY_IMAGE = "*"
 
 
 class Kind(StrEnum):
-    """What goes wrong. Kinds with ``after_bytes`` count the bytes of the response at hand, resumed or not."""
+    """Kinds of faults. ``after_bytes`` counts the body of the current response, resumed or not."""
 
     # At any origin
     STATUS = "status"  # status, json_body, retry_after
     RESET = "reset"  # TCP RST: before the headers, or after_bytes of the body
-    SILENCE = "silence"  # nothing more is sent: before the headers, or after_bytes of the body
-    PAUSE = "pause"  # as silence, until its gate is released
+    STALL = "stall"  # no more bytes, connection open: before the headers, or after_bytes of the body
+    PAUSE = "pause"  # as a stall, until its gate is released
     SLOW_START = "slow_start"  # delay_seconds before the headers
-    CLOSE_REUSED = "close_reused"  # a clean end instead of a response, unless the connection is new
+    CLOSE_REUSED = "close_reused"  # a clean close instead of a response, unless the connection is new
     HTML = "html"  # 200 with an HTML page
     JSON = "json"  # 200 with a JSON object
     REDIRECT_LOOP = "redirect_loop"
     REDIRECT_MANY = "redirect_many"  # hops more redirects before the image
     REDIRECT_TO = "redirect_to"  # location
-    REFUSED = "refused"  # a redirect to a port where nobody listens
-    # On the look-up of an order
+    REFUSED = "refused"  # a redirect to a closed port
+    # At GET /orders/{id}
     NOT_JSON = "not_json"
     WRONG_SHAPE = "wrong_shape"  # valid JSON of the wrong type
     # At the storage origin
     EXPIRED_TARGET = "expired_target"  # 403 with XML, as for an expired signature
-    CLOSE_EARLY = "close_early"  # a clean end of the connection after_bytes, short of the promised length
-    CHUNKED_UNTERMINATED = "chunked_unterminated"  # chunked, and a clean end without the last chunk
+    CLOSE_EARLY = "close_early"  # a clean close after_bytes, before Content-Length is reached
+    CHUNKED_UNTERMINATED = "chunked_unterminated"  # chunked, and a clean close without the last chunk
     DRIP = "drip"  # chunk_bytes every delay_seconds
-    WRONG_TYPE = "wrong_type"  # the image with content_type
-    WRONG_MAGIC = "wrong_magic"  # called an image, but none
-    LONGER = "longer"  # more bytes than Content-Length promised
+    WRONG_TYPE = "wrong_type"  # the image, with content_type
+    WRONG_MAGIC = "wrong_magic"  # Content-Type of an image, but not an image
+    LONGER = "longer"  # more bytes than Content-Length
     SECOND_RESPONSE = "second_response"  # chunked, and another response right behind the last chunk
     ENDLESS_TRAILERS = "endless_trailers"  # chunked, and trailers behind the last chunk until the client closes
     PADDED_HEADERS = "padded_headers"  # white space around every header value
-    CHANGED = "changed"  # other content, another length and another entity tag
-    CHANGED_SILENTLY = "changed_silently"  # other content of the same length, no entity tag
+    CHANGED = "changed"  # different content, length and entity tag
+    CHANGED_SILENTLY = "changed_silently"  # different content of the same length, no entity tag
     NO_ETAG = "no_etag"
     WEAK_ETAG = "weak_etag"
-    NO_RANGES = "no_ranges"  # 200 with everything, whatever range was asked for
-    WRONG_OFFSET = "wrong_offset"  # 206 which starts elsewhere than asked
-    WRONG_TOTAL = "wrong_total"  # 206 which states another total length
+    NO_RANGES = "no_ranges"  # 200 with the whole body for every Range
+    WRONG_OFFSET = "wrong_offset"  # 206 that starts at another offset than requested
+    WRONG_TOTAL = "wrong_total"  # 206 with another complete length
     WRONG_ETAG = "wrong_etag"  # 206 with the entity tag of something else
     NO_LENGTH = "no_length"  # chunked instead of Content-Length
-    CLOSE_DELIMITED = "close_delimited"  # neither length nor chunks: the end of the connection is the end
+    CLOSE_DELIMITED = "close_delimited"  # neither length nor chunks: the close ends the body
 
 
 _ORDER_KINDS = frozenset({Kind.NOT_JSON, Kind.WRONG_SHAPE})
 _HOP_KINDS = frozenset({Kind.REDIRECT_LOOP, Kind.REDIRECT_MANY, Kind.REDIRECT_TO, Kind.REFUSED})
-# Kinds which every handler can carry out before it sends its own headers.
+# Kinds that every handler can inject before its own headers.
 ANYWHERE = frozenset(
-    {Kind.STATUS, Kind.RESET, Kind.SILENCE, Kind.PAUSE, Kind.SLOW_START, Kind.CLOSE_REUSED, Kind.HTML, Kind.JSON}
+    {Kind.STATUS, Kind.RESET, Kind.STALL, Kind.PAUSE, Kind.SLOW_START, Kind.CLOSE_REUSED, Kind.HTML, Kind.JSON}
     | _HOP_KINDS
 )
-# Kinds which have a body by nature: without a number of bytes they end right behind the headers.
+# Kinds that always cut the body: without after_bytes they cut right after the headers.
 _BODY_CUT_KINDS = frozenset({Kind.CLOSE_EARLY, Kind.CHUNKED_UNTERMINATED})
-_CUT_KINDS = _BODY_CUT_KINDS | {Kind.RESET, Kind.SILENCE}
+_CUT_KINDS = _BODY_CUT_KINDS | {Kind.RESET, Kind.STALL}
 _COUNTING_KINDS = _CUT_KINDS | {Kind.PAUSE}
 
 
 class Gate:
-    """A place where a response stops until it is let go."""
+    """A barrier at which a response waits until it is released."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
         self._released = asyncio.Event()
 
     def release(self) -> None:
-        """Let the response go on, now or when it arrives."""
+        """Let the response continue, now or when it arrives."""
         self._released.set()
 
     async def hold(self) -> None:
-        """Report the arrival and wait to be released."""
+        """Set ``reached`` and wait for ``release``."""
         self.reached.set()
         await self._released.wait()
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault with its parameters; which of them count is said beside each kind.
+    """One fault with its parameters; the comment of its kind says which of them apply.
 
-    ``after_bytes`` is None for "before the headers", 0 for "after the headers"; a number beyond the response's end
-    stands for its last byte but one, so that a fault always shows. ``retry_after`` is sent as it is written.
+    ``after_bytes`` is None for "before the headers" and 0 for "after the headers"; a number beyond the end of the body
+    is reduced to one byte less than the body, so that a fault always takes effect. ``retry_after`` is sent unchanged.
     """
 
     kind: Kind
@@ -111,40 +111,40 @@ class Fault:
 
 
 @dataclass(slots=True)
-class _Randomness:
+class _RandomFaults:
     rate: float
     faults: Sequence[Fault | Kind]
     seed: int
     origin: Origin
     max_per_image: int | None
-    given: Counter[str] = field(default_factory=Counter)
+    injected: Counter[str] = field(default_factory=Counter)
 
 
 class FaultPlan:
-    """All faults that will happen. A script comes first, then what holds always, then chance."""
+    """All planned faults. Scripts take precedence over permanent faults, and these over random ones."""
 
     def __init__(self) -> None:
         self.injected: Counter[Kind] = Counter()
         self._scripts: dict[tuple[str, str], deque[Fault | None]] = {}
         self._always: dict[tuple[str, str], Fault] = {}
-        self._chances: list[_Randomness] = []
+        self._random: list[_RandomFaults] = []
         self._seen: Counter[tuple[str, str]] = Counter()
         self._gates: list[Gate] = []
 
     def script(self, image_id: str, faults: Iterable[Fault | None], *, origin: Origin = "storage") -> None:
-        """Fix what happens to the next requests of an image at one origin, one by one; None is no fault."""
+        """Set the faults of the next requests for an image at one origin, one by one; None is no fault."""
         self._append(origin, image_id, faults)
 
     def order(self, order_id: str, faults: Iterable[Fault | None]) -> None:
-        """Fix what happens to the next look-ups of an order, one by one."""
+        """Set the faults of the next requests for an order, one by one."""
         self._append("order", order_id, faults)
 
     def always(self, image_id: str, fault: Fault | None, *, origin: Origin = "storage") -> None:
-        """Make every request of an image (or of ``ANY_IMAGE``) go wrong; None ends it."""
+        """Make every request for an image (or for ``ANY_IMAGE``) fail; None ends it."""
         if fault is None:
             self._always.pop((origin, image_id), None)
         else:
-            self._always[origin, image_id] = _checked(origin, fault)
+            self._always[origin, image_id] = _validated(origin, fault)
 
     def random(
         self,
@@ -155,49 +155,49 @@ class FaultPlan:
         origin: Origin = "storage",
         max_per_image: int | None = None,
     ) -> None:
-        """Make a share of all requests go wrong, at most ``max_per_image`` of each image.
+        """Make a share of all requests fail, at most ``max_per_image`` for each image.
 
-        A kind without parameters gets a random number of bytes where it needs one.
+        A kind without parameters gets a random ``after_bytes`` if it needs one.
         """
         for item in kinds:
-            _checked(origin, item if isinstance(item, Fault) else Fault(item))
-        self._chances.append(_Randomness(rate, tuple(kinds), seed, origin, max_per_image))
+            _validated(origin, item if isinstance(item, Fault) else Fault(item))
+        self._random.append(_RandomFaults(rate, tuple(kinds), seed, origin, max_per_image))
 
     def pause(self, image_id: str, *, after_bytes: int | None = None, origin: Origin = "storage") -> Gate:
-        """Stop the next request of an image before its headers, or after some bytes; return its gate."""
+        """Pause the next response for an image before its headers, or after some bytes; return its gate."""
         gate = Gate()
         self._gates.append(gate)
         self._append(origin, image_id, [Fault(Kind.PAUSE, after_bytes=after_bytes, gate=gate)])
         return gate
 
     def pause_order(self, order_id: str) -> Gate:
-        """Stop the next look-up of an order before its headers; return its gate."""
+        """Pause the next response for an order before its headers; return its gate."""
         gate = Gate()
         self._gates.append(gate)
         self.order(order_id, [Fault(Kind.PAUSE, gate=gate)])
         return gate
 
     def clear(self) -> None:
-        """Forget every fault to come and release every gate."""
+        """Remove every planned fault and release every gate."""
         self._scripts.clear()
         self._always.clear()
-        self._chances.clear()
+        self._random.clear()
         self.release_all()
 
     def release_all(self) -> None:
-        """Release every gate handed out."""
+        """Release every gate."""
         for gate in self._gates:
             gate.release()
         self._gates.clear()
 
     def take(self, subject_id: str, origin: str, *, only: Kind | None = None) -> Fault | None:
-        """Return the fault of the request at hand and count the request.
+        """Return the fault of the current request and count the request.
 
-        With ``only``, nothing is taken or counted unless the fault is of that kind: a server cannot refuse its own
-        connections, so the hop before it asks.
+        With ``only``, a fault of another kind is neither taken nor counted: a server cannot refuse its own connections,
+        so the hop before it takes that fault.
         """
         key = (origin, subject_id)
-        fault, chance = self._next(key)
+        fault, source = self._next(key)
         if only is not None and (fault is None or fault.kind is not only):
             return None
         self._seen[key] += 1
@@ -205,45 +205,45 @@ class FaultPlan:
             script.popleft()
             if not script:
                 del self._scripts[key]
-        if chance is not None:
-            chance.given[subject_id] += 1
+        if source is not None:
+            source.injected[subject_id] += 1
         if fault is not None:
             self.injected[fault.kind] += 1
         return fault
 
     def _append(self, origin: str, subject_id: str, faults: Iterable[Fault | None]) -> None:
-        checked = [None if fault is None else _checked(origin, fault) for fault in faults]
+        checked = [None if fault is None else _validated(origin, fault) for fault in faults]
         if checked:
             self._scripts.setdefault((origin, subject_id), deque()).extend(checked)
 
-    def _next(self, key: tuple[str, str]) -> tuple[Fault | None, _Randomness | None]:
+    def _next(self, key: tuple[str, str]) -> tuple[Fault | None, _RandomFaults | None]:
         origin, _ = key
         if key in self._scripts:
             return self._scripts[key][0], None
-        fixed = self._always.get(key) or self._always.get((origin, ANY_IMAGE))
-        if fixed is not None:
-            return fixed, None
-        for chance in self._chances:
-            if (fault := self._thrown(chance, key)) is not None:
-                return fault, chance
+        permanent = self._always.get(key) or self._always.get((origin, ANY_IMAGE))
+        if permanent is not None:
+            return permanent, None
+        for source in self._random:
+            if (fault := self._draw_fault(source, key)) is not None:
+                return fault, source
         return None, None
 
-    def _thrown(self, chance: _Randomness, key: tuple[str, str]) -> Fault | None:
+    def _draw_fault(self, source: _RandomFaults, key: tuple[str, str]) -> Fault | None:
         origin, subject_id = key
-        if chance.origin != origin:
+        if source.origin != origin:
             return None
-        if chance.max_per_image is not None and chance.given[subject_id] >= chance.max_per_image:
+        if source.max_per_image is not None and source.injected[subject_id] >= source.max_per_image:
             return None
-        dice = random.Random(f"{chance.seed}/{origin}/{subject_id}/{self._seen[key]}")
-        if dice.random() >= chance.rate:
+        rng = random.Random(f"{source.seed}/{origin}/{subject_id}/{self._seen[key]}")
+        if rng.random() >= source.rate:
             return None
-        chosen = dice.choice(chance.faults)
+        chosen = rng.choice(source.faults)
         if isinstance(chosen, Fault):
             return chosen
-        return Fault(chosen, after_bytes=dice.randrange(4096) if chosen in _CUT_KINDS else None)
+        return Fault(chosen, after_bytes=rng.randrange(4096) if chosen in _CUT_KINDS else None)
 
 
-def _checked(origin: str, fault: Fault) -> Fault:
+def _validated(origin: str, fault: Fault) -> Fault:
     if origin == "storage":
         fits = fault.kind not in _ORDER_KINDS
     elif origin == "order":
@@ -253,12 +253,12 @@ def _checked(origin: str, fault: Fault) -> Fault:
     else:
         fits = fault.kind in ANYWHERE
     if not fits:
-        raise ValueError(f"the {origin} cannot misbehave by {fault.kind}")
+        raise ValueError(f"{fault.kind} cannot be injected at the {origin}")
     if origin != "storage" and fault.after_bytes is not None:
-        # Redirects and JSON are too short to be cut in the middle in a meaningful way.
-        raise ValueError(f"after_bytes has a meaning at the storage only, not at the {origin}")
+        # Redirects and JSON are too short to be cut in the middle.
+        raise ValueError(f"after_bytes applies to the storage only, not to the {origin}")
     if fault.kind not in _COUNTING_KINDS and fault.after_bytes is not None:
-        raise ValueError(f"after_bytes has no meaning for {fault.kind}")
+        raise ValueError(f"after_bytes does not apply to {fault.kind}")
     if fault.kind is Kind.REDIRECT_TO and not fault.location:
         raise ValueError("a redirect needs a location")
     if fault.kind is Kind.PAUSE and fault.gate is None:

@@ -1,4 +1,4 @@
-"""Finds the body of an image in a variant: given, generated or drawn, the drawn ones kept for a while."""
+"""Provides the body of an image in a variant: its own bytes, generated, or drawn and cached."""
 
 import asyncio
 import functools
@@ -11,13 +11,13 @@ from service.sandbox.state import SandboxImage
 from service.sandbox.variants import CONTENT_TYPES, Variant
 
 if TYPE_CHECKING:
-    from service.sandbox.pictures import Studio, Subject
+    from service.sandbox.pictures import PictureRenderer, Scene
 
 # Encoded pictures kept, in bytes: the demo order in all formats and sizes fits.
 CACHE_BYTES = 64 * 1024 * 1024
 # Generated bodies kept: two megabytes each.
 GENERATED_KEPT = 8
-# Above this, a body is not put together in memory for a caller.
+# Larger bodies are not joined in memory.
 MAX_BODY_BYTES = 64 * 1024 * 1024
 _MAGIC = {
     b"\xff\xd8\xff": "jpeg",
@@ -29,29 +29,29 @@ _MAGIC = {
 
 
 class SandboxUnavailableError(Exception):
-    """The sandbox cannot start: what it needs is not installed."""
+    """The sandbox cannot start: a package that it needs is not installed."""
 
 
-class Gallery:
-    """All bodies, drawn on demand."""
+class ImageBodies:
+    """Bodies of all images, drawn on demand."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._studio: Studio | None = None
+        self._renderer: PictureRenderer | None = None
         self._cache: OrderedDict[tuple[str, str, Variant], BytesBody] = OrderedDict()
         self._cached_bytes = 0
-        # A given body is in memory anyway; what is kept is its entity tag.
-        self._given: dict[str, BytesBody] = {}
+        # An image's own bytes are in memory anyway; this caches their entity tag.
+        self._own: dict[str, BytesBody] = {}
         self._generated = functools.lru_cache(maxsize=GENERATED_KEPT)(GeneratedBody)
 
     def open(self) -> None:
-        """Load what is needed for drawing.
+        """Import Pillow.
 
         Raises:
             SandboxUnavailableError: Pillow is not installed.
         """
         try:
-            from service.sandbox.pictures import Studio  # noqa: PLC0415 - Pillow is an extra, the rest works without
+            from service.sandbox.pictures import PictureRenderer  # noqa: PLC0415 - Pillow is an extra, the rest works without
         except ModuleNotFoundError as error:
             if error.name != "PIL":
                 raise
@@ -59,21 +59,21 @@ class Gallery:
                 "The sandbox draws its pictures with Pillow, which is not installed: "
                 "install the extra 'sandbox' (pip install 'autoenhance-batch[sandbox]')."
             ) from error
-        self._studio = Studio()
+        self._renderer = PictureRenderer()
 
     @property
-    def studio(self) -> "Studio":
-        """The studio, loaded when it is first needed."""
-        if self._studio is None:
+    def renderer(self) -> "PictureRenderer":
+        """The renderer, created on first use."""
+        if self._renderer is None:
             self.open()
-        if self._studio is None:  # pragma: no cover - open() sets it or raises
-            raise SandboxUnavailableError("no studio")
-        return self._studio
+        if self._renderer is None:  # pragma: no cover - open() sets it or raises
+            raise SandboxUnavailableError("no renderer")
+        return self._renderer
 
     @property
     def formats(self) -> frozenset[str]:
-        """The formats which can be asked for."""
-        return self.studio.formats
+        """The supported formats."""
+        return self.renderer.formats
 
     def content_type(self, image: SandboxImage, variant: Variant) -> str:
         """Return the media type of an image's body."""
@@ -84,25 +84,25 @@ class Gallery:
             return CONTENT_TYPES[found]
         return "image/jpeg" if image.size_bytes is not None else variant.content_type
 
-    def body_now(self, image: SandboxImage, variant: Variant) -> Body:
-        """Return the body, drawing it here and now if need be."""
-        known = self._known(image, variant)
-        return _padded(image, known or self._keep(image, variant, self.studio.render(self._subject(image), variant)))
+    def body_blocking(self, image: SandboxImage, variant: Variant) -> Body:
+        """Return the body; draw it in this thread if it is not cached."""
+        cached = self._cached(image, variant)
+        return _padded(image, cached or self._keep(image, variant, self.renderer.render(self._scene(image), variant)))
 
     async def body(self, image: SandboxImage, variant: Variant) -> Body:
-        """Return the body, drawing it in a thread if need be."""
-        known = self._known(image, variant)
-        if known is None:
-            drawn = await asyncio.to_thread(self.studio.render, self._subject(image), variant)
-            known = self._keep(image, variant, drawn)
-        return _padded(image, known)
+        """Return the body; draw it in a worker thread if it is not cached."""
+        cached = self._cached(image, variant)
+        if cached is None:
+            drawn = await asyncio.to_thread(self.renderer.render, self._scene(image), variant)
+            cached = self._keep(image, variant, drawn)
+        return _padded(image, cached)
 
-    def _known(self, image: SandboxImage, variant: Variant) -> Body | None:
+    def _cached(self, image: SandboxImage, variant: Variant) -> Body | None:
         if image.body is not None:
-            given = self._given.get(image.image_id)
-            if given is None or given.content is not image.body:
-                given = self._given[image.image_id] = BytesBody(image.body)
-            return given
+            own = self._own.get(image.image_id)
+            if own is None or own.content is not image.body:
+                own = self._own[image.image_id] = BytesBody(image.body)
+            return own
         if image.size_bytes is not None:
             return self._generated(image.size_bytes, self._picture_seed(image))
         key = (image.image_id, image.upload_version, variant)
@@ -112,9 +112,9 @@ class Gallery:
 
     def _keep(self, image: SandboxImage, variant: Variant, content: bytes) -> BytesBody:
         key = (image.image_id, image.upload_version, variant)
-        if (known := self._cache.get(key)) is not None:
-            # Two requests have drawn the same at once.
-            return known
+        if (cached := self._cache.get(key)) is not None:
+            # Two concurrent requests drew the same picture.
+            return cached
         body = self._cache[key] = BytesBody(content)
         self._cached_bytes += body.size
         while self._cached_bytes > CACHE_BYTES:
@@ -122,10 +122,10 @@ class Gallery:
             self._cached_bytes -= dropped.size
         return body
 
-    def _subject(self, image: SandboxImage) -> "Subject":
-        from service.sandbox.pictures import Subject  # noqa: PLC0415 - see open()
+    def _scene(self, image: SandboxImage) -> "Scene":
+        from service.sandbox.pictures import Scene  # noqa: PLC0415 - see open()
 
-        return Subject(
+        return Scene(
             seed=self._picture_seed(image),
             label=f"{image.name} {image.image_id}",
             width=image.width,

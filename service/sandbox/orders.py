@@ -1,4 +1,4 @@
-"""The fixed orders of every sandbox: one of each situation a downloader meets, names included."""
+"""The fixed orders of every sandbox: one for each situation of a download, difficult names included."""
 
 import unicodedata
 
@@ -16,7 +16,7 @@ _LARGE_WIDTH = 160
 # Drawn pictures which the large order shares.
 _LARGE_PICTURES = 8
 
-# Every name is a trap of its own: see the archive's rules on names.
+# Each name tests another rule of archive/naming.py.
 DEMO_NAMES = (
     "living room.jpg",
     "kitchen.jpg",
@@ -36,7 +36,7 @@ DEMO_NAMES = (
 
 
 def fixed_orders() -> list[SandboxOrder]:
-    """Return the orders, made anew for each sandbox."""
+    """Return new instances of the fixed orders."""
     return [
         SandboxOrder(
             DEMO_ORDER_ID, "Haus am Süßbach 12, 客厅", _numbered(DEMO_ORDER_ID, map(SandboxImage, DEMO_NAMES))
@@ -74,7 +74,7 @@ def _live_images() -> list[SandboxImage]:
 
 
 def _numbered(order_id: str, images: "list[SandboxImage] | map[SandboxImage]") -> list[SandboxImage]:
-    """Give images ids which follow from the order's, so that they are the same in every run."""
+    """Derive the ids of the images from the order's id, so that they are the same in every run."""
     numbered = list(images)
     for number, image in enumerate(numbered, start=1):
         image.image_id = f"{order_id[:9]}{order_id[-4:]}-4001-8000-{number:012}"

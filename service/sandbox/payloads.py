@@ -1,4 +1,4 @@
-"""The JSON which the API answers with, by its version."""
+"""JSON documents of the API, by its version."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -14,18 +14,18 @@ _STATUS_ORDER = ("processing", "waiting", "error")
 
 
 def problem(status: int, detail: Mapping[str, object] | None = None, *, message: str | None = None) -> web.Response:
-    """Return an error as the API shapes it."""
+    """Return an error response in the API's format."""
     text = message or HTTPStatus(status).phrase
     return web.json_response({"detail": dict(detail or {}), "message": text}, status=status)
 
 
 def invalid(location: str, problems: Mapping[str, list[str]]) -> web.Response:
-    """Return a 422 which says what is wrong with each field at a location (``query`` or ``json``)."""
+    """Return a 422 with the errors of each field at a location (``query`` or ``json``)."""
     return problem(422, {location: dict(problems)}, message="Validation error")
 
 
 def image_json(image: SandboxImage, version: str) -> dict[str, object]:
-    """Return an image as the API shows it."""
+    """Return the JSON of an image."""
     fields: dict[str, object] = {
         "image_id": image.image_id,
         "image_name": image.name,
@@ -54,11 +54,11 @@ def image_json(image: SandboxImage, version: str) -> dict[str, object]:
     }
     if version and version <= _LAST_WITH_BOOLEANS:
         fields |= {"enhanced": image.status == "processed", "error": image.status == "error"}
-    return _amended(fields, image.extra)
+    return _merged(fields, image.extra)
 
 
 def order_json(order: SandboxOrder, version: str) -> dict[str, object]:
-    """Return an order with all its images as the API shows it."""
+    """Return the JSON of an order with all its images."""
     # The API's times carry microseconds and no zone.
     created = order.created_at.replace(tzinfo=None).isoformat(timespec="microseconds")
     statuses = {image.status for image in order.images}
@@ -79,8 +79,8 @@ def order_json(order: SandboxOrder, version: str) -> dict[str, object]:
     }
     if order.name is None:
         del fields["name"]
-    return _amended(fields, order.extra)
+    return _merged(fields, order.extra)
 
 
-def _amended(fields: dict[str, object], extra: Mapping[str, object]) -> dict[str, object]:
+def _merged(fields: dict[str, object], extra: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in (fields | dict(extra)).items() if value is not ...}

@@ -1,7 +1,7 @@
 """Draws photo-like pictures and encodes them in every format the API offers.
 
-The one rule: the same subject and variant give the same bytes, each time and in each process. This is the only
-module that needs Pillow.
+The rule of this file: the same scene and variant give the same bytes, each time and in each process. Only this module
+needs Pillow.
 """
 
 import functools
@@ -24,17 +24,17 @@ else:
 
 # Drawn pictures kept uncompressed for the next format or size: 5 MB each.
 MASTERS_KEPT = 6
-# Uploads above this many pixels are not decoded: a drawn picture stands in for them.
+# Uploads with more pixels are not decoded: a drawn picture replaces them.
 UPLOAD_MAX_PIXELS = 64_000_000
 _ENHANCEMENT = 1.15
 _DEFAULT_QUALITY = 85
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """What is on a picture: a drawn scene by its seed, or an uploaded file (``source``, told apart by ``version``).
+class Scene:
+    """Content of a picture: a drawn room by its seed, or an uploaded file (``source`` in its ``version``).
 
-    With ``shared``, pictures of one seed look alike and differ only in a label: cheap by the thousand.
+    With ``shared``, pictures of one seed differ only in a label: cheap by the thousand.
     """
 
     seed: int
@@ -45,8 +45,8 @@ class Subject:
     version: str = ""
 
 
-class Studio:
-    """Renders subjects. Safe to call from several threads."""
+class PictureRenderer:
+    """Renders scenes; thread-safe."""
 
     def __init__(self) -> None:
         self._master = functools.lru_cache(maxsize=MASTERS_KEPT)(_master)
@@ -54,20 +54,18 @@ class Studio:
 
     @property
     def formats(self) -> frozenset[str]:
-        """The formats which this installation of Pillow can write."""
+        """The formats that this installation of Pillow can encode."""
         optional = {"webp": features.check("webp"), "avif": features.check("avif"), "jxl": _JXL}
         return frozenset({"jpeg", "png"} | {name for name, there in optional.items() if there})
 
-    def render(self, subject: Subject, variant: Variant) -> bytes:
+    def render(self, scene: Scene, variant: Variant) -> bytes:
         """Return the encoded picture."""
-        if subject.shared and variant.format == "jpeg":
-            return _with_comment(self._shared_jpeg(subject.seed, subject.width, variant), subject.label)
-        picture = self._master(
-            subject.seed, subject.width, subject.source, subject.version, enhance=not variant.original
-        )
+        if scene.shared and variant.format == "jpeg":
+            return _with_comment(self._shared_jpeg(scene.seed, scene.width, variant), scene.label)
+        picture = self._master(scene.seed, scene.width, scene.source, scene.version, enhance=not variant.original)
         picture = _resized(picture, variant)
-        if subject.shared:
-            ImageDraw.Draw(picture).text((4, 4), subject.label, fill="white")
+        if scene.shared:
+            ImageDraw.Draw(picture).text((4, 4), scene.label, fill="white")
         return _encoded(picture, variant)
 
     def _encode_shared(self, seed: int, width: int, variant: Variant) -> bytes:
@@ -93,55 +91,55 @@ def _upload(source: Path, brightness: float) -> Image.Image | None:
                 return None
             upright = ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
-        # Pillow raises all of these for files which it cannot decode.
+        # Pillow raises all of these for files that it cannot decode.
         return None
     return ImageEnhance.Brightness(upright).enhance(brightness)
 
 
-def _drawn(dice: random.Random, width: int) -> Image.Image:
+def _drawn(rng: random.Random, width: int) -> Image.Image:
     """Draw a room: lit wall and floor, a window with a view, furniture, and grain as a camera adds it."""
     height = width * 2 // 3
-    horizon = int(height * dice.uniform(0.55, 0.72))
+    horizon = int(height * rng.uniform(0.55, 0.72))
     picture = Image.new("RGB", (width, height))
-    picture.paste(_gradient(dice, width, horizon), (0, 0))
-    picture.paste(_gradient(dice, width, height - horizon), (0, horizon))
+    picture.paste(_gradient(rng, width, horizon), (0, 0))
+    picture.paste(_gradient(rng, width, height - horizon), (0, horizon))
     draw = ImageDraw.Draw(picture)
-    _window(draw, dice, width, horizon)
-    for _ in range(dice.randint(2, 4)):
-        _furniture(draw, dice, width, height, horizon)
-    grain = Image.frombytes("L", (width, height), dice.randbytes(width * height)).convert("RGB")
+    _window(draw, rng, width, horizon)
+    for _ in range(rng.randint(2, 4)):
+        _furniture(draw, rng, width, height, horizon)
+    grain = Image.frombytes("L", (width, height), rng.randbytes(width * height)).convert("RGB")
     return Image.blend(picture, grain, 0.05)
 
 
-def _gradient(dice: random.Random, width: int, height: int) -> Image.Image:
-    dark, light = _colour(dice, 60, 140), _colour(dice, 150, 245)
-    ramp = Image.linear_gradient("L").rotate(dice.choice((0, 90, 180, 270))).resize((width, max(1, height)))
+def _gradient(rng: random.Random, width: int, height: int) -> Image.Image:
+    dark, light = _colour(rng, 60, 140), _colour(rng, 150, 245)
+    ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((width, max(1, height)))
     return ImageOps.colorize(ramp, dark, light)
 
 
-def _window(draw: ImageDraw.ImageDraw, dice: random.Random, width: int, horizon: int) -> None:
-    left, top = int(width * dice.uniform(0.08, 0.5)), int(horizon * dice.uniform(0.1, 0.25))
-    right, bottom = left + int(width * dice.uniform(0.2, 0.35)), int(horizon * dice.uniform(0.6, 0.8))
-    draw.rectangle((left, top, right, bottom), fill=(170, 205, dice.randint(225, 255)), outline="white", width=6)
+def _window(draw: ImageDraw.ImageDraw, rng: random.Random, width: int, horizon: int) -> None:
+    left, top = int(width * rng.uniform(0.08, 0.5)), int(horizon * rng.uniform(0.1, 0.25))
+    right, bottom = left + int(width * rng.uniform(0.2, 0.35)), int(horizon * rng.uniform(0.6, 0.8))
+    draw.rectangle((left, top, right, bottom), fill=(170, 205, rng.randint(225, 255)), outline="white", width=6)
     hill = (left + 6, (top + bottom) // 2, right - 6, bottom + (bottom - top) // 3)
-    draw.chord(hill, 180, 360, fill=(70, dice.randint(110, 160), 70))
+    draw.chord(hill, 180, 360, fill=(70, rng.randint(110, 160), 70))
     draw.line(((left + right) // 2, top, (left + right) // 2, bottom), fill="white", width=5)
 
 
-def _furniture(draw: ImageDraw.ImageDraw, dice: random.Random, width: int, height: int, horizon: int) -> None:
-    left = dice.randint(0, width * 4 // 5)
-    right = left + int(width * dice.uniform(0.1, 0.3))
-    top = horizon - int(height * dice.uniform(0.02, 0.2))
-    bottom = horizon + int(height * dice.uniform(0.05, 0.25))
+def _furniture(draw: ImageDraw.ImageDraw, rng: random.Random, width: int, height: int, horizon: int) -> None:
+    left = rng.randint(0, width * 4 // 5)
+    right = left + int(width * rng.uniform(0.1, 0.3))
+    top = horizon - int(height * rng.uniform(0.02, 0.2))
+    bottom = horizon + int(height * rng.uniform(0.05, 0.25))
     box = (left, top, right, max(top + 2, bottom))
-    if dice.random() < 0.3:  # noqa: PLR2004 - lamps are rarer than cupboards
-        draw.ellipse(box, fill=_colour(dice, 190, 250))
+    if rng.random() < 0.3:  # noqa: PLR2004 - lamps are rarer than cupboards
+        draw.ellipse(box, fill=_colour(rng, 190, 250))
     else:
-        draw.rounded_rectangle(box, radius=max(1, width // 80), fill=_colour(dice, 40, 190))
+        draw.rounded_rectangle(box, radius=max(1, width // 80), fill=_colour(rng, 40, 190))
 
 
-def _colour(dice: random.Random, low: int, high: int) -> tuple[int, int, int]:
-    return dice.randint(low, high), dice.randint(low, high), dice.randint(low, high)
+def _colour(rng: random.Random, low: int, high: int) -> tuple[int, int, int]:
+    return rng.randint(low, high), rng.randint(low, high), rng.randint(low, high)
 
 
 def _resized(master: Image.Image, variant: Variant) -> Image.Image:
@@ -157,13 +155,15 @@ def _watermark(picture: Image.Image) -> None:
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(8, picture.width // 14))
     for third in (1, 2):
-        place = (picture.width // 2, picture.height * third // 3)
-        draw.text(place, "SANDBOX · NOT PAID", font=font, fill="white", anchor="mm", stroke_width=1, stroke_fill="grey")
+        centre = (picture.width // 2, picture.height * third // 3)
+        draw.text(
+            centre, "SANDBOX · NOT PAID", font=font, fill="white", anchor="mm", stroke_width=1, stroke_fill="grey"
+        )
 
 
 def _encoded(picture: Image.Image, variant: Variant) -> bytes:
     quality = variant.quality or _DEFAULT_QUALITY
-    # Speed over size where the encoder offers the choice: pictures are made while a caller waits.
+    # The fastest setting of each encoder: pictures are encoded while a client waits.
     options: Mapping[str, Mapping[str, int]] = {
         "jpeg": {"quality": quality},
         "png": {"compress_level": 1},

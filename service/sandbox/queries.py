@@ -1,4 +1,4 @@
-"""Reads query parameters as the API does, with its 422 answers."""
+"""Parses query parameters as the API does, with its 422 errors."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +11,7 @@ _MAX_PER_PAGE = 100
 
 
 class InvalidQueryError(Exception):
-    """Parameters which the API refuses; ``problems`` lists texts by field."""
+    """Invalid query parameters; ``problems`` lists messages by field."""
 
     def __init__(self, problems: Mapping[str, list[str]]) -> None:
         super().__init__("Validation error")
@@ -19,7 +19,7 @@ class InvalidQueryError(Exception):
 
 
 class _Reader:
-    """Reads fields one by one and collects what is wrong with them."""
+    """Parses fields one by one and collects their errors."""
 
     def __init__(self, query: Mapping[str, str]) -> None:
         self._query = query
@@ -62,10 +62,10 @@ class _Reader:
 
 
 def read_variant(query: Mapping[str, str], *, dev_mode: bool, formats: frozenset[str]) -> Variant:
-    """Return what a download asks for.
+    """Return the variant that the query of a download selects.
 
     Raises:
-        InvalidQueryError: a value is out of range, or the format is not one this installation can write.
+        InvalidQueryError: a value is out of range, or this installation cannot encode the format.
     """
     reader = _Reader(query)
     preview = reader.boolean("preview")

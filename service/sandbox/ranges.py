@@ -1,4 +1,4 @@
-"""Decides how the storage answers a GET: all of it, a part, or 416. No I/O (RFC 9110, sections 13 and 14)."""
+"""Range requests: decides between 200, 206 and 416 for a GET. No I/O (RFC 9110, sections 13 and 14)."""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ _SINGLE_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Traits:
-    """What the storage says and can do about one body."""
+class Representation:
+    """Metadata of a body, and whether the storage supports ranges and lengths for it."""
 
     content_type: str
     etag: str | None
@@ -20,40 +20,46 @@ class Traits:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Status, headers and the part of the body to send; the framing (length or chunks) is the sender's."""
+class RangeResponse:
+    """Status, headers and the part of the body to send, without framing (length or chunks)."""
 
     status: int
     start: int
     stop: int
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def with_header(self, name: str, value: str) -> "Answer":
-        """Return the same answer with one header set."""
+    def with_header(self, name: str, value: str) -> "RangeResponse":
+        """Return a copy with one header set."""
         return replace(self, headers={**self.headers, name: value})
 
 
-def answer(size: int, traits: Traits, asked: Mapping[str, str]) -> Answer | None:
-    """Return the answer to a request with these headers; None is a range that cannot be satisfied."""
-    headers = {"Content-Type": traits.content_type}
-    if traits.last_modified is not None:
-        headers["Last-Modified"] = traits.last_modified
-    if traits.etag is not None:
-        headers["ETag"] = traits.etag
-    if not traits.ranges:
-        return Answer(200, 0, size, headers)
+def plan_response(
+    size: int, representation: Representation, request_headers: Mapping[str, str]
+) -> RangeResponse | None:
+    """Plan the response to a request with these headers; None for a range that cannot be satisfied."""
+    headers = {"Content-Type": representation.content_type}
+    if representation.last_modified is not None:
+        headers["Last-Modified"] = representation.last_modified
+    if representation.etag is not None:
+        headers["ETag"] = representation.etag
+    if not representation.ranges:
+        return RangeResponse(200, 0, size, headers)
     headers["Accept-Ranges"] = "bytes"
-    wanted = _SINGLE_RANGE.fullmatch(asked.get("Range", "").replace(" ", ""))
-    # S3 ignores several ranges at once and anything it cannot read.
-    if wanted is None or wanted.groups() == ("", "") or not _still_same(asked.get("If-Range"), traits):
-        return Answer(200, 0, size, headers)
-    span = _span(wanted[1], wanted[2], size)
+    match = _SINGLE_RANGE.fullmatch(request_headers.get("Range", "").replace(" ", ""))
+    # S3 ignores multiple and malformed ranges.
+    if (
+        match is None
+        or match.groups() == ("", "")
+        or not _if_range_matches(request_headers.get("If-Range"), representation)
+    ):
+        return RangeResponse(200, 0, size, headers)
+    span = _span(match[1], match[2], size)
     if span is None:
         return None
     start, stop = span
     if start >= stop:
-        return Answer(200, 0, size, headers)
-    return Answer(206, start, stop, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"})
+        return RangeResponse(200, 0, size, headers)
+    return RangeResponse(206, start, stop, {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"})
 
 
 def _span(first: str, last: str, size: int) -> tuple[int, int] | None:
@@ -65,12 +71,12 @@ def _span(first: str, last: str, size: int) -> tuple[int, int] | None:
     return int(first), min(int(last) + 1, size) if last else size
 
 
-def _still_same(if_range: str | None, traits: Traits) -> bool:
+def _if_range_matches(if_range: str | None, representation: Representation) -> bool:
     if if_range is None:
         return True
     if if_range.startswith("W/"):
         return False
-    # Strong comparison: a weak tag of our own never matches either.
+    # Strong comparison: a weak tag of the storage never matches either.
     if if_range.startswith('"'):
-        return if_range == traits.etag
-    return if_range == traits.last_modified
+        return if_range == representation.etag
+    return if_range == representation.last_modified

@@ -1,7 +1,7 @@
-"""Writes responses by hand, so that they can be wrong.
+"""Writes HTTP responses byte by byte, so that they can be invalid.
 
-The one rule: only this module touches a connection below HTTP. Everything goes through ``request.writer``, which
-waits when the client does not read.
+The rule of this file: only this module touches a connection below HTTP. Everything goes through ``request.writer``,
+which applies backpressure.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-# How often the kernel is asked whether the client has taken everything before a reset throws the rest away.
+# How often the kernel's send queue is checked before a reset, which would discard unsent bytes.
 _FLUSH_CHECKS = 200
 _FLUSH_CHECK_SECONDS = 0.005
 _TRAILERS = b"X-Trailer: and another one\r\n" * 100
 
 
 class Sent(web.StreamResponse):
-    """Tells aiohttp that a response was sent, and whether the connection may be used again."""
+    """Marks a response as sent for aiohttp, and says whether its connection may be reused."""
 
     def __init__(self, status: int, *, reusable: bool) -> None:
         super().__init__(status=status)
@@ -30,26 +30,26 @@ class Sent(web.StreamResponse):
 
     @property
     def keep_alive(self) -> bool | None:
-        """Whether another request may follow on this connection."""
+        """Whether the connection may be reused."""
         return self._reusable
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Do nothing: the headers are sent."""
+        """Do nothing: the headers are sent already."""
         return request.writer
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Do nothing: the body is sent."""
+        """Do nothing: the body is sent already."""
 
 
-class Wire:
-    """One connection for the time of one response."""
+class RawResponse:
+    """One response on the connection of a request."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
         self._writer = request.writer
         self.bytes_sent = 0
 
-    async def head(self, status: int, headers: Mapping[str, str], *, padding: str = "") -> None:
+    async def send_headers(self, status: int, headers: Mapping[str, str], *, padding: str = "") -> None:
         """Send status line and headers, with ``padding`` around each value."""
         lines = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -57,42 +57,42 @@ class Wire:
         ]
         await self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
 
-    async def send(self, piece: bytes, *, chunked: bool = False) -> None:
-        """Send a piece of the body."""
-        await self._writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-        self.bytes_sent += len(piece)
+    async def send(self, chunk: bytes, *, chunked: bool = False) -> None:
+        """Send a part of the body."""
+        await self._writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+        self.bytes_sent += len(chunk)
 
     async def end_chunks(self, behind: bytes = b"") -> None:
-        """Send the last, empty chunk, and what follows ``behind`` it in the same write."""
+        """Send the last chunk, and the bytes ``behind`` it in the same write."""
         await self._writer.write(b"0\r\n\r\n" + behind)
 
     async def endless_trailers(self) -> None:
         """Send the last chunk and trailers until the client closes the connection.
 
         Raises:
-            ConnectionError: it has done so.
+            ConnectionError: the client closed the connection.
         """
         await self._writer.write(b"0\r\n")
         while True:
             await self._writer.write(_TRAILERS)
 
     def done(self, status: int, *, reusable: bool) -> Sent:
-        """Return what a handler returns after it has sent everything by hand."""
+        """Return the response object for aiohttp, after everything is sent."""
         return Sent(status, reusable=reusable and bool(self._request.keep_alive))
 
     async def close(self, status: int = 0) -> Sent:
-        """End the connection cleanly (FIN) after what was sent."""
+        """Close the connection cleanly (FIN)."""
         transport = self._request.transport
         if transport is not None:
             transport.close()
         return self.done(status, reusable=False)
 
     async def reset(self, status: int = 0) -> Sent:
-        """End the connection with a TCP RST, once the client's kernel has what was sent before."""
+        """Close the connection with a TCP RST, once the client's kernel has acknowledged all sent bytes."""
         transport = self._request.transport
         if transport is None:
             return self.done(status, reusable=False)
-        # A high-water mark of 0 makes drain() wait until the transport holds nothing back.
+        # A high-water mark of 0 makes drain() wait until the transport's buffer is empty.
         transport.set_write_buffer_limits(0)
         await self._writer.drain()
         connection = transport.get_extra_info("socket")

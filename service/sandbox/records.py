@@ -1,4 +1,4 @@
-"""The log of every request seen, who is still being answered, and the limit per address."""
+"""Request log: every request and its outcome, the running ones, and the rate limit per address."""
 
 import asyncio
 from collections import Counter, deque
@@ -8,16 +8,16 @@ from weakref import WeakSet
 
 from aiohttp import web
 
-# Requests remembered; the oldest are forgotten. A 1,000-image archive with every retry stays well below.
+# Records kept; the oldest are dropped. A 1,000-image archive with every retry stays well below.
 REQUESTS_KEPT = 20_000
 
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
-    """One request and what became of it; ``status`` is 0 while (or if) no status line was sent.
+    """One request and its outcome; ``status`` is 0 as long as no status line was sent.
 
-    ``headers`` can be asked in any case. ``token`` names the generation of redirect targets it belongs to;
-    ``finished`` is True once nobody works on it. ``reused``: its connection had carried another request before.
+    ``headers`` is case-insensitive. ``token`` identifies the redirect target it belongs to. ``finished`` is True once
+    its handler has ended. ``reused``: its connection carried another request before.
     """
 
     origin: str
@@ -39,7 +39,7 @@ RECORD = web.RequestKey("record", RequestRecord)
 
 
 class RequestLog:
-    """Remembers requests and tells those who wait that something began or ended."""
+    """Keeps the records of requests and wakes waiters when a request starts or ends."""
 
     def __init__(self) -> None:
         self.records: deque[RequestRecord] = deque(maxlen=REQUESTS_KEPT)
@@ -48,7 +48,7 @@ class RequestLog:
         self._waiters: list[asyncio.Future[None]] = []
 
     def begin(self, request: web.Request, origin: str) -> RequestRecord:
-        """Note a request and attach its record to it."""
+        """Record a request and attach the record to it."""
         record = RequestRecord(origin, request.method, request.path, dict(request.query), request.headers)
         record.image_id = request.match_info.get("image_id")
         record.order_id = request.match_info.get("order_id")
@@ -62,27 +62,27 @@ class RequestLog:
         return record
 
     def finish(self, record: RequestRecord) -> None:
-        """Note that nobody works on a request any more."""
+        """Mark a request as finished."""
         record.finished = True
         self.running[record.origin] -= 1
         self.notify()
 
     def notify(self) -> None:
-        """Wake everyone who waits for a change."""
+        """Wake all waiters."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def wait_until(self, holds: Callable[[], bool]) -> None:
-        """Return as soon as a condition on the log holds; it is asked whenever a request begins or ends."""
-        while not holds():
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds; it is checked whenever a request starts or ends."""
+        while not condition():
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
 
 
-class Limiter:
+class RateLimiter:
     """Counts requests per address in windows of one second."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Limiter:
         self._counts: Counter[str] = Counter()
 
     def allows(self, address: str, limit: int | None, now: float) -> bool:
-        """Count a request and say whether it is within the limit."""
+        """Count a request and return whether it is within the limit."""
         if int(now) != self._second:
             self._second = int(now)
             self._counts.clear()

@@ -1,4 +1,4 @@
-"""Starts and stops the two origins of the sandbox and hands out everything a test may script or ask."""
+"""Starts and stops the two origins of the sandbox; its public interface for tests, demo and benchmark."""
 
 import asyncio
 import socket
@@ -10,30 +10,30 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from service.sandbox.api import Api
-from service.sandbox.bodies import crc32_of, pieces
-from service.sandbox.config import DEFAULT_API_KEY, DEFAULT_RATE_LIMIT, Switches
+from service.sandbox.bodies import chunks, crc32_of
+from service.sandbox.config import DEFAULT_API_KEY, DEFAULT_RATE_LIMIT, SandboxConfig
 from service.sandbox.faults import FaultPlan
-from service.sandbox.image_bodies import MAX_BODY_BYTES, Gallery
+from service.sandbox.image_bodies import MAX_BODY_BYTES, ImageBodies
 from service.sandbox.orders import fixed_orders
 from service.sandbox.payloads import problem
 from service.sandbox.raw_response import Sent
-from service.sandbox.records import Limiter, RequestLog, RequestRecord
-from service.sandbox.state import SandboxImage, SandboxOrder, World
+from service.sandbox.records import RateLimiter, RequestLog, RequestRecord
+from service.sandbox.state import SandboxImage, SandboxOrder, SandboxState
 from service.sandbox.storage import Storage, xml_error
 from service.sandbox.uploads import Uploads
 from service.sandbox.variants import Variant
 
 # Loopback only: the sandbox must never be reachable from elsewhere.
 HOST = "127.0.0.1"
-# Loop turns within which aborted handlers have ended; each needs a handful.
+# Event loop iterations within which aborted handlers end; each needs a handful.
 _CLOSING_TURNS = 1000
 
 
-class Sandbox(Switches):
-    """A stand-in of the API on two loopback ports, with the fixed orders in it.
+class Sandbox(SandboxConfig):
+    """The test double on two loopback ports, with the fixed orders.
 
-    A port of 0 takes any free one. The same ``seed`` gives the same pictures and ids. All switches may be turned at
-    any time.
+    Port 0 is any free port. The same ``seed`` gives the same pictures and ids. The configuration may be changed at any
+    time.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Sandbox(Switches):
         self.api_origin = ""
         self.storage_origin = ""
         self._ports = (api_port, storage_port)
-        self._world = World(seed)
+        self._state = SandboxState(seed)
         for order in fixed_orders():
-            self._world.add_order(order)
-        self._gallery = Gallery(seed)
-        self._api = Api(self._world, self, self.faults, self._gallery)
-        self._storage = Storage(self._world, self, self.faults, self._gallery)
-        self._uploads = Uploads(self._world, self, self.faults, self._api)
-        self._limiter = Limiter()
+            self._state.add_order(order)
+        self._bodies = ImageBodies(seed)
+        self._api = Api(self._state, self, self.faults, self._bodies)
+        self._storage = Storage(self._state, self, self.faults, self._bodies)
+        self._uploads = Uploads(self._state, self, self.faults, self._api)
+        self._limiter = RateLimiter()
         self._runners: list[web.AppRunner] = []
         self._closed_port: socket.socket | None = None
 
@@ -68,7 +68,7 @@ class Sandbox(Switches):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
 
@@ -80,10 +80,10 @@ class Sandbox(Switches):
         Raises:
             SandboxUnavailableError: Pillow is not installed.
         """
-        self._gallery.open()
-        api_app = web.Application(middlewares=[self._observed(api=True)])
+        self._bodies.open()
+        api_app = web.Application(middlewares=[self._record_requests(api=True)])
         api_app.add_routes([*self._api.routes(), *self._uploads.api_routes()])
-        storage_app = web.Application(middlewares=[self._observed(api=False)])
+        storage_app = web.Application(middlewares=[self._record_requests(api=False)])
         storage_app.add_routes([*self._storage.routes(), *self._uploads.storage_routes()])
         try:
             self.api_origin = await self._listen(api_app, self._ports[0])
@@ -96,7 +96,7 @@ class Sandbox(Switches):
         self._api.closed_origin = self._storage.closed_origin = closed_origin
 
     async def close(self) -> None:
-        """Close both origins at once, whatever their handlers are doing."""
+        """Close both origins immediately; running handlers are cancelled."""
         self.faults.release_all()
         for runner in self._runners:
             for site in runner.sites:
@@ -114,7 +114,7 @@ class Sandbox(Switches):
         self._uploads.close()
 
     async def _listen(self, app: web.Application, port: int) -> str:
-        # Cancellation is what makes a handler end when its client leaves.
+        # Handlers end by cancellation when their client disconnects.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
         await runner.setup()
         self._runners.append(runner)
@@ -122,30 +122,30 @@ class Sandbox(Switches):
         return f"http://{HOST}:{runner.addresses[0][1]}"
 
     def _bind_closed_port(self) -> str:
-        # Bound but not listening: connections are refused, and nobody else gets the port.
+        # Bound but not listening: connections are refused, and no other process gets the port.
         self._closed_port = socket.socket()
         self._closed_port.bind((HOST, 0))
         return f"http://{HOST}:{self._closed_port.getsockname()[1]}"
 
     def _abort_connections(self) -> bool:
-        """Abort what is open and say whether there was anything."""
-        connections = [one for runner in self._runners if runner.server for one in runner.server.connections]
+        """Abort all open connections and return whether there were any."""
+        connections = [item for runner in self._runners if runner.server for item in runner.server.connections]
         for connection in connections:
             if connection.transport is not None:
                 connection.transport.abort()
         return bool(connections)
 
-    # What every request goes through
+    # Middleware
 
-    def _observed(self, *, api: bool) -> Middleware:
+    def _record_requests(self, *, api: bool) -> Middleware:
         @web.middleware
-        async def observed(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def record_request(request: web.Request, handler: Handler) -> web.StreamResponse:
             hop = "asset" if request.path.startswith("/asset/") else "api"
             record = self.log.begin(request, hop if api else "storage")
             try:
-                response = await self._answer(request, handler, api=api)
+                response = await self._handle(request, handler, api=api)
             except ConnectionError:
-                # The client left while it was written to.
+                # The client disconnected during a write.
                 return Sent(record.status, reusable=False)
             finally:
                 self.log.finish(record)
@@ -154,18 +154,18 @@ class Sandbox(Switches):
                 record.bytes_sent = response.content_length or 0
             return response
 
-        return observed
+        return record_request
 
-    async def _answer(self, request: web.Request, handler: Handler, *, api: bool) -> web.StreamResponse:
+    async def _handle(self, request: web.Request, handler: Handler, *, api: bool) -> web.StreamResponse:
         if api and not self._limiter.allows(request.remote or "", self.rate_limit, self.clock()):
             return problem(429)
         try:
             return await handler(request)
         except web.HTTPException as error:
-            # Unknown paths and methods, in the words of the origin.
+            # Unknown paths and methods, in the error format of the origin.
             return problem(error.status) if api else xml_error(error.status, "MethodNotAllowed", error.reason)
 
-    # What tests, demo and benchmark ask and change
+    # The interface for tests, demo and benchmark
 
     @property
     def api_base(self) -> str:
@@ -175,40 +175,40 @@ class Sandbox(Switches):
     @property
     def orders(self) -> dict[str, SandboxOrder]:
         """All orders by id."""
-        return self._world.orders
+        return self._state.orders
 
     @property
     def ledger(self) -> dict[str, int]:
         """Credits spent, by image id."""
-        return self._world.ledger
+        return self._state.ledger
 
     @property
     def credits_spent(self) -> int:
         """Credits spent in all."""
-        return self._world.credits_spent
+        return self._state.credits_spent
 
     @property
     def reused_targets(self) -> int:
-        """How often a storage URL was asked for again."""
-        return self._world.reused_targets
+        """How often a storage URL was requested again."""
+        return self._state.reused_targets
 
     @property
     def formats(self) -> frozenset[str]:
-        """The picture formats which this installation can write."""
-        return self._gallery.formats
+        """The picture formats that this installation can encode."""
+        return self._bodies.formats
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """Every request seen at either origin, oldest first."""
+        """All requests at both origins, oldest first."""
         return list(self.log.records)
 
     @property
     def key_leaks(self) -> list[RequestRecord]:
-        """Requests which brought the API's key to the storage origin: there must be none."""
+        """Requests that sent the API key to the storage origin: there must be none."""
         return [record for record in self.log.records if record.origin == "storage" and "x-api-key" in record.headers]
 
     def requests_for(self, image_id: str, origin: str | None = None) -> list[RequestRecord]:
-        """Return the requests for one image, at one origin (``api``, ``asset``, ``storage``) or at all."""
+        """Return the requests for one image, at one origin (``api``, ``asset``, ``storage``) or at all of them."""
         records = (record for record in self.log.records if record.image_id == image_id)
         return [record for record in records if origin in (None, record.origin)]
 
@@ -220,12 +220,12 @@ class Sandbox(Switches):
 
     @property
     def active_requests(self) -> int:
-        """Requests which the storage origin is working on."""
+        """Number of requests that the storage origin is handling."""
         return self.log.running["storage"]
 
-    async def wait_until(self, holds: Callable[[], bool]) -> None:
-        """Return as soon as a condition holds; it is asked whenever a request begins or ends."""
-        await self.log.wait_until(holds)
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds; it is checked whenever a request starts or ends."""
+        await self.log.wait_until(condition)
 
     def add_order(
         self,
@@ -236,45 +236,45 @@ class Sandbox(Switches):
         merging: bool = False,
         processing: bool | None = None,
     ) -> SandboxOrder:
-        """Add an order; ids are made up where none is given."""
-        order_id = self._world.new_id() if order_id is None else order_id
+        """Add an order; missing ids are generated."""
+        order_id = self._state.new_id() if order_id is None else order_id
         order = SandboxOrder(order_id, name, list(images), is_merging=merging, is_processing=processing)
-        return self._world.add_order(order)
+        return self._state.add_order(order)
 
     def image(self, image_id: str) -> SandboxImage:
         """Return an image by its id."""
-        return self._world.images[image_id]
+        return self._state.images[image_id]
 
     def add_image(self, order_id: str, image: SandboxImage) -> SandboxImage:
         """Append an image to an order."""
-        self._world.add_images(self._world.orders[order_id], [image])
+        self._state.add_images(self._state.orders[order_id], [image])
         return image
 
     def remove_image(self, image_id: str) -> None:
-        """Take an image out of its order and forget it."""
-        self._world.remove_image(image_id)
+        """Remove an image from its order and from the sandbox."""
+        self._state.remove_image(image_id)
 
     def set_status(self, image_id: str, status: str | None, reason: str | None = None) -> None:
         """Set the status of an image."""
-        image = self._world.images[image_id]
+        image = self._state.images[image_id]
         image.status, image.status_reason, image.ready_after_polls = status, reason, None
 
     def set_merging(self, order_id: str, merging: bool) -> None:  # noqa: FBT001 - a setter
-        """Say whether an order's brackets are being merged; meanwhile it shows no images."""
-        self._world.orders[order_id].is_merging = merging
+        """Set whether an order's brackets are being merged; it lists no images meanwhile."""
+        self._state.orders[order_id].is_merging = merging
 
     def on_poll(self, order_id: str, number: int, action: Callable[[], object]) -> None:
-        """Run an action right before the look-up of an order with that number (from 1) is answered."""
-        self._world.on_poll(order_id, number, action)
+        """Run an action right before the response to the poll of an order with that number (from 1)."""
+        self._state.on_poll(order_id, number, action)
 
     def hide_images(self, order_id: str, look_ups: Iterable[int], image_ids: Iterable[str] | None = None) -> None:
-        """Leave images out of the look-ups with these numbers (from 1); without ids they list null instead."""
+        """Omit images from the polls with these numbers (from 1); without ids their ``images`` is null."""
         hidden = None if image_ids is None else frozenset(image_ids)
-        self._world.orders[order_id].hidden |= dict.fromkeys(look_ups, hidden)
+        self._state.orders[order_id].hidden |= dict.fromkeys(look_ups, hidden)
 
     def expire_targets(self) -> None:
-        """Make every storage URL handed out so far answer as expired."""
-        self._world.expire_targets()
+        """Expire every storage URL issued so far."""
+        self._state.expire_targets()
 
     def body(
         self,
@@ -288,17 +288,17 @@ class Sandbox(Switches):
         scale: float | None = None,
         watermark: bool | None = None,
     ) -> bytes:
-        """Return exactly the bytes which the storage serves for these parameters.
+        """Return exactly the bytes that the storage serves for these parameters.
 
         Raises:
-            ValueError: they are more than anyone should hold in memory.
+            ValueError: they are more than ``MAX_BODY_BYTES``.
         """
         variant = Variant(format, quality, preview, dev_mode, max_width, scale, watermark)
-        body = self._gallery.body_now(self._world.images[image_id], variant)
+        body = self._bodies.body_blocking(self._state.images[image_id], variant)
         if body.size > MAX_BODY_BYTES:
             raise ValueError(f"the body has {body.size} bytes, more than {MAX_BODY_BYTES}: see expected_crc()")
-        return b"".join(pieces(body, 0, body.size))
+        return b"".join(chunks(body, 0, body.size))
 
     def expected_crc(self, image_id: str) -> int:
-        """Return the CRC-32 of the bytes which the storage serves for an image by default, whatever their number."""
-        return crc32_of(self._gallery.body_now(self._world.images[image_id], Variant()))
+        """Return the CRC-32 of the bytes that the storage serves for an image by default, of any size."""
+        return crc32_of(self._bodies.body_blocking(self._state.images[image_id], Variant()))

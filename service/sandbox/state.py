@@ -1,4 +1,4 @@
-"""What the sandbox's API knows: orders, images, credits and redirect targets. Plain state, no I/O."""
+"""State of the sandbox: orders, images, credits and redirect targets. No I/O."""
 
 import hashlib
 import random
@@ -11,25 +11,25 @@ from pathlib import Path
 
 from service.sandbox.variants import FULL_WIDTH, Variant
 
-# Redirect targets remembered: enough for every image of a few large archives, retries included.
+# Redirect targets kept: enough for every image of a few large archives, retries included.
 TARGETS_KEPT = 100_000
-# The day on which the fixed orders were made; a fixed one keeps every answer the same from run to run.
+# Creation time of the fixed orders; constant, so that every response is the same from run to run.
 _EPOCH = datetime(2025, 9, 1, 9, 30, 0, 123456, tzinfo=UTC)
 
 
 class OutOfCreditsError(Exception):
-    """A purchase which the balance does not allow."""
+    """The balance does not cover a purchase."""
 
 
 @dataclass(slots=True)
 class SandboxImage:
-    """One image and how it behaves.
+    """One image and its behaviour.
 
-    Without ``body`` and ``size_bytes`` it is drawn. ``body`` is served as it is for all parameters; ``size_bytes``
-    makes up a body of that size, which is no real image. ``padding_bytes`` zero bytes follow any of them.
-    ``ready_after_polls`` starts it as ``processing`` and turns
-    it to ``ready_status`` once its order (or itself) has been looked up that often. None for a switch means "as the
-    sandbox does". ``extra`` is merged into its JSON; a value of ``...`` takes a field away.
+    Without ``body`` and ``size_bytes`` it is drawn. ``body`` is served unchanged for all parameters; ``size_bytes``
+    generates a body of that size, which is not a real image. ``padding_bytes`` zero bytes follow any of them. With
+    ``ready_after_polls`` it starts as ``processing`` and becomes ``ready_status`` after that many polls of its order or
+    of itself. ``etags``, ``ranges`` and ``content_lengths`` default to the sandbox's configuration. ``extra`` is merged
+    into its JSON; a value of ``...`` removes a field.
     """
 
     name: str = "image.jpg"
@@ -58,8 +58,8 @@ class SandboxImage:
         if self.ready_after_polls is not None and self.status == "processed":
             self.status = "processing"
 
-    def polled(self) -> None:
-        """Count a look-up, and become ready if it was the last one that was needed."""
+    def count_poll(self) -> None:
+        """Count a poll, and become ready after ``ready_after_polls``."""
         self.polls += 1
         if self.ready_after_polls is not None and self.polls >= self.ready_after_polls:
             self.ready_after_polls = None
@@ -68,9 +68,9 @@ class SandboxImage:
 
 @dataclass(slots=True)
 class SandboxOrder:
-    """One order. ``is_processing`` is read from its images unless it is set.
+    """One order. ``is_processing`` is derived from its images unless it is set.
 
-    ``hidden`` holds the ids that a look-up, by its number from 1, leaves out; with None it lists no images at all.
+    ``hidden`` maps the number of a poll (from 1) to the image ids that it omits, or to None for ``"images": null``.
     """
 
     order_id: str
@@ -86,8 +86,8 @@ class SandboxOrder:
 
 
 @dataclass(slots=True)
-class Target:
-    """What one answer of the API points to: good for one generation, known by its token and signature."""
+class RedirectTarget:
+    """Destination of one redirect of the API, identified by its token and its signature."""
 
     token: str
     signature: str
@@ -99,8 +99,8 @@ class Target:
     hops: int = 0
 
 
-class World:
-    """All orders and images by id, the ledger, and the targets handed out."""
+class SandboxState:
+    """All orders and images by id, the ledger, and the issued redirect targets."""
 
     def __init__(self, seed: int) -> None:
         self.orders: dict[str, SandboxOrder] = {}
@@ -110,8 +110,8 @@ class World:
         self._seed = seed
         self._ids = random.Random(f"ids/{seed}")
         self._tokens = random.Random(f"tokens/{seed}")
-        self._by_token: OrderedDict[str, Target] = OrderedDict()
-        self._by_signature: dict[str, Target] = {}
+        self._by_token: OrderedDict[str, RedirectTarget] = OrderedDict()
+        self._by_signature: dict[str, RedirectTarget] = {}
         self._hooks: dict[tuple[str, int], list[Callable[[], object]]] = {}
 
     def new_id(self) -> str:
@@ -121,7 +121,7 @@ class World:
     def add_order(self, order: SandboxOrder) -> SandboxOrder:
         """Add an order together with its images."""
         if order.order_id in self.orders:
-            raise ValueError(f"order {order.order_id} is there already")
+            raise ValueError(f"order {order.order_id} exists already")
         images, order.images = order.images, []
         order.created_at += timedelta(minutes=len(self.orders))
         self.orders[order.order_id] = order
@@ -129,7 +129,7 @@ class World:
         return order
 
     def add_images(self, order: SandboxOrder, images: Iterable[SandboxImage]) -> None:
-        """Append images to an order, giving an id to those without."""
+        """Append images to an order; missing ids are generated."""
         for image in images:
             image.image_id = image.image_id or self.new_id()
             image.order_id = order.order_id
@@ -137,24 +137,24 @@ class World:
             order.images.append(image)
 
     def remove_image(self, image_id: str) -> None:
-        """Forget an image: it leaves its order and is not found any more."""
+        """Remove an image from its order and from the sandbox."""
         image = self.images.pop(image_id)
         self.orders[image.order_id].images.remove(image)
 
     def on_poll(self, order_id: str, number: int, action: Callable[[], object]) -> None:
-        """Run an action right before the look-up of an order with that number (from 1) is answered."""
+        """Run an action right before the response to the poll of an order with that number (from 1)."""
         self._hooks.setdefault((order_id, number), []).append(action)
 
     def before_poll(self, order: SandboxOrder) -> None:
-        """Count a look-up and let happen what was planned for it."""
+        """Count a poll and run the actions planned for it."""
         order.polls += 1
         for action in self._hooks.pop((order.order_id, order.polls), ()):
             action()
 
     def after_poll(self, order: SandboxOrder) -> None:
-        """Let every image of the order notice that it was looked up."""
+        """Count the poll at every image of the order."""
         for image in order.images:
-            image.polled()
+            image.count_poll()
 
     @property
     def credits_spent(self) -> int:
@@ -174,22 +174,22 @@ class World:
         self.ledger[image.image_id] = self.ledger.get(image.image_id, 0) + 1
         image.downloaded = True
 
-    def mint(self, image: SandboxImage, variant: Variant) -> Target:
-        """Return a fresh target."""
+    def create_target(self, image: SandboxImage, variant: Variant) -> RedirectTarget:
+        """Issue a new target."""
         token = f"{self._tokens.getrandbits(128):032x}"
         signature = hashlib.sha256(f"{self._seed}/{token}".encode()).hexdigest()
-        target = Target(token, signature, image, variant)
+        target = RedirectTarget(token, signature, image, variant)
         self._by_token[token] = self._by_signature[signature] = target
         while len(self._by_token) > TARGETS_KEPT:
             _, oldest = self._by_token.popitem(last=False)
             del self._by_signature[oldest.signature]
         return target
 
-    def target_of_token(self, token: str) -> Target | None:
-        """Return the target which the asset hop redirects to."""
+    def target_by_token(self, token: str) -> RedirectTarget | None:
+        """Return the target that the asset hop redirects to."""
         return self._by_token.get(token)
 
-    def redeem(self, signature: str) -> Target | None:
+    def use_target(self, signature: str) -> RedirectTarget | None:
         """Return the target of a storage URL and count its use."""
         target = self._by_signature.get(signature)
         if target is not None:
@@ -198,6 +198,6 @@ class World:
         return target
 
     def expire_targets(self) -> None:
-        """Make every storage URL handed out so far answer as expired."""
+        """Expire every storage URL issued so far."""
         for target in self._by_token.values():
             target.expired = True

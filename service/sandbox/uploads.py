@@ -1,6 +1,6 @@
-"""Registration and receipt of uploads: orders and images by POST, the file by PUT to the storage.
+"""Uploads: orders and images are created by POST, the file is sent by PUT to the storage.
 
-A file is written to disk while it arrives; nothing larger than a chunk is held.
+A file is written to disk while it arrives; no more than a chunk of it is held in memory.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from typing import BinaryIO
 from aiohttp import web
 
 from service.sandbox.api import Api
-from service.sandbox.config import Switches
+from service.sandbox.config import SandboxConfig
 from service.sandbox.fault_injection import before_headers, take_fault
 from service.sandbox.faults import FaultPlan
 from service.sandbox.payloads import image_json, invalid, order_json, problem
 from service.sandbox.records import RECORD
-from service.sandbox.state import SandboxImage, SandboxOrder, World
-from service.sandbox.storage import refuse_credentials, xml_error
+from service.sandbox.state import SandboxImage, SandboxOrder, SandboxState
+from service.sandbox.storage import reject_credentials, xml_error
 
 # The documented limit for one file name.
 SAME_NAME_PER_HOUR = 30
@@ -34,11 +34,11 @@ _OWN_FIELDS = frozenset({"image_name", "image_id", "order_id", "content_type", "
 
 
 class Uploads:
-    """Handlers of everything that brings images into the sandbox."""
+    """Handlers that create orders and images, and receive files."""
 
-    def __init__(self, world: World, switches: Switches, faults: FaultPlan, api: Api) -> None:
-        self._world = world
-        self._switches = switches
+    def __init__(self, state: SandboxState, config: SandboxConfig, faults: FaultPlan, api: Api) -> None:
+        self._state = state
+        self._config = config
         self._faults = faults
         self._api = api
         self._signatures: dict[str, str] = {}
@@ -63,22 +63,22 @@ class Uploads:
             self._folder = None
 
     async def create_order(self, request: web.Request) -> web.StreamResponse:
-        """Create an order; an id of the caller's own must be new."""
+        """Create an order; an id chosen by the client must be new."""
         if not self._api.authorized(request):
             return problem(401)
         fields = await _json_object(request)
         if fields is None:
             return invalid("json", {"_schema": ["Invalid input type."]})
-        order_id = str(fields.get("order_id") or self._world.new_id())
-        if order_id in self._world.orders:
+        order_id = str(fields.get("order_id") or self._state.new_id())
+        if order_id in self._state.orders:
             return problem(409)
         name = fields.get("name")
-        order = self._world.add_order(SandboxOrder(order_id, None if name is None else str(name)))
+        order = self._state.add_order(SandboxOrder(order_id, None if name is None else str(name)))
         return web.json_response(order_json(order, request.headers.get("x-api-version", "")))
 
     async def create_image(self, request: web.Request) -> web.StreamResponse:
-        """Register an image and say where to put its file."""
-        # 1. Is it a request the API understands?
+        """Create an image and return the upload URL of its file."""
+        # 1. Validate the request
         if not self._api.authorized(request):
             return problem(401)
         fields = await _json_object(request)
@@ -89,14 +89,14 @@ class Uploads:
             return invalid("json", {"image_name": ["Missing data for required field."]})
         if not self._name_allowed(name):
             return problem(429)
-        # 2. Register it; an unknown order comes into being
+        # 2. Create it; an unknown order is created too
         extra = {key: value for key, value in fields.items() if key not in _OWN_FIELDS}
         image = SandboxImage(name, status="waiting", extra=extra)
-        order_id = str(fields.get("order_id") or self._world.new_id())
-        order = self._world.orders.get(order_id) or self._world.add_order(SandboxOrder(order_id))
-        self._world.add_images(order, [image])
+        order_id = str(fields.get("order_id") or self._state.new_id())
+        order = self._state.orders.get(order_id) or self._state.add_order(SandboxOrder(order_id))
+        self._state.add_images(order, [image])
         request[RECORD].image_id = image.image_id
-        # 3. Say where the file goes
+        # 3. Return the upload URL
         version = request.headers.get("x-api-version", "")
         old = bool(version) and version < _UPLOAD_URL_VERSION
         declared = str(fields.get("content_type") or fields.get("contentType") or "image/jpeg")
@@ -104,25 +104,25 @@ class Uploads:
         return web.json_response(image_json(image, version) | {"s3PutObjectUrl" if old else "upload_url": url})
 
     async def put(self, request: web.Request) -> web.StreamResponse:
-        """Receive a file at its signed URL; processing begins when it is complete."""
-        # 1. Is the URL good, and does the request match what was signed?
-        image = self._world.images.get(request.match_info["image_id"])
-        if (refusal := refuse_credentials(request)) is not None:
-            return refusal
+        """Receive a file at its signed URL; processing starts when it is complete."""
+        # 1. Check the signature
+        image = self._state.images.get(request.match_info["image_id"])
+        if (rejection := reject_credentials(request)) is not None:
+            return rejection
         if image is None or not self._signed(request, image):
             return xml_error(403, "SignatureDoesNotMatch", "The request signature we calculated does not match.")
         if request.content_length is None:
             return xml_error(411, "MissingContentLength", "You must provide the Content-Length HTTP header.")
         fault = take_fault(request, self._faults, image.image_id, "upload")
-        if (answer := await before_headers(request, fault)) is not None:
-            return answer
-        # 2. Receive it, then let the enhancement begin
-        path, digest = await self._received(request)
-        await self._begin_processing(image, path, digest)
+        if (response := await before_headers(request, fault)) is not None:
+            return response
+        # 2. Receive it, then start the enhancement
+        path, digest = await self._receive(request)
+        await self._start_processing(image, path, digest)
         return web.Response(headers={"ETag": f'"{digest}"'})
 
     def _name_allowed(self, name: str) -> bool:
-        now = self._switches.clock()
+        now = self._config.clock()
         times = self._registered.setdefault(name, deque(maxlen=SAME_NAME_PER_HOUR))
         if len(times) == SAME_NAME_PER_HOUR and now - times[0] < _HOUR_SECONDS:
             return False
@@ -132,23 +132,23 @@ class Uploads:
     def _signed_url(self, image: SandboxImage, content_type: str) -> str:
         signature = hashlib.sha256(f"{image.image_id}/{content_type}".encode()).hexdigest()
         self._signatures[image.image_id] = signature
-        # The asked-for type is part of the query, as the real URLs have it.
-        kind = content_type.replace("/", "%2F").replace("+", "%2B")
-        return f"{self.storage_origin}/uploads/{image.image_id}?content-type={kind}&X-Amz-Signature={signature}"
+        # The signed type is part of the query, as in the real URLs.
+        encoded = content_type.replace("/", "%2F").replace("+", "%2B")
+        return f"{self.storage_origin}/uploads/{image.image_id}?content-type={encoded}&X-Amz-Signature={signature}"
 
     def _signed(self, request: web.Request, image: SandboxImage) -> bool:
         content_type = request.headers.get("Content-Type", "")
         signature = hashlib.sha256(f"{image.image_id}/{content_type}".encode()).hexdigest()
         return request.query.get("X-Amz-Signature") == self._signatures.get(image.image_id) == signature
 
-    async def _received(self, request: web.Request) -> tuple[Path, str]:
+    async def _receive(self, request: web.Request) -> tuple[Path, str]:
         path, file = self._new_file()
         digest = hashlib.md5(usedforsecurity=False)
         complete = False
         try:
-            async for piece in request.content.iter_any():
-                digest.update(piece)
-                await asyncio.to_thread(file.write, piece)
+            async for chunk in request.content.iter_any():
+                digest.update(chunk)
+                await asyncio.to_thread(file.write, chunk)
             complete = True
         finally:
             file.close()
@@ -157,23 +157,23 @@ class Uploads:
         return path, digest.hexdigest()
 
     def _new_file(self) -> tuple[Path, BinaryIO]:
-        # Not in a thread: a file opened there is lost when the request is cancelled meanwhile.
+        # Not in a thread: a file opened there would be lost if the request is cancelled meanwhile.
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="sandbox-uploads-")
         path = Path(self._folder.name) / secrets.token_hex(8)
         return path, path.open("wb")
 
-    async def _begin_processing(self, image: SandboxImage, path: Path, digest: str) -> None:
-        former, image.upload, image.upload_version = image.upload, path, digest
-        if former is not None:
-            former.unlink(missing_ok=True)
+    async def _start_processing(self, image: SandboxImage, path: Path, digest: str) -> None:
+        previous, image.upload, image.upload_version = image.upload, path, digest
+        if previous is not None:
+            previous.unlink(missing_ok=True)
         self._enhanced += 1
-        if self._enhanced > self._switches.daily_enhancements:
+        if self._enhanced > self._config.daily_enhancements:
             image.status, image.status_reason = "error", "Daily enhancement limit reached"
             return
         image.polls = 0
-        image.status = "processing" if self._switches.processing_polls else "processed"
-        image.ready_after_polls = self._switches.processing_polls or None
+        image.status = "processing" if self._config.processing_polls else "processed"
+        image.ready_after_polls = self._config.processing_polls or None
 
 
 async def _json_object(request: web.Request) -> Mapping[str, object] | None:

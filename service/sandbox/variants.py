@@ -1,4 +1,4 @@
-"""What a caller may ask of one image: format, size, quality, preview. Plain facts, no Pillow."""
+"""Variants of an image: format, size, quality, preview. No Pillow."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ PREVIEW_WIDTH = 640
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way of delivering an image; equal variants of one image are the same bytes.
+    """One rendering of an image; equal variants of one image are the same bytes.
 
     ``original`` is the picture before its enhancement.
     """
@@ -41,11 +41,11 @@ class Variant:
 
     @property
     def buys(self) -> bool:
-        """Whether asking for this spends a credit."""
+        """Whether a request for this variant spends a credit."""
         return not (self.preview or self.dev_mode or self.original)
 
     def width(self, full: int) -> int:
-        """Return the width in pixels for a picture which is ``full`` pixels wide."""
+        """Return the width in pixels of this variant of a picture that is ``full`` pixels wide."""
         width = min(full, PREVIEW_WIDTH) if self.preview else full
         if self.scale is not None:
             width = round(width * self.scale)

@@ -21,7 +21,7 @@ from service.errors import (
     UpstreamError,
     problem,
 )
-from service.monitoring.logs import read_traceparent, request_context
+from service.monitoring.tracing import read_traceparent, request_context
 from service.web.http.connection import SAFETY_HEADERS, SERVER_NAME, ClientConnection
 from service.web.http.cors import add_cors_headers, is_preflight, preflight_response
 from service.web.http.expect_continue import check_expectation, is_continue_pending

@@ -20,12 +20,12 @@ _RETRY_AFTER = (None, None, None, 0, 1, "soon", "Mon, 01 Sep 2025 09:30:00 GMT",
 _ELSEWHERE = ("ftp://127.0.0.1/1.jpg", "http://127.0.0.1:1/1.jpg", "http://[::1", "/nowhere", "/v3/orders", "//", "#")
 
 _AT_EVERY_HOP = (
-    Kind.STATUS, Kind.STATUS, Kind.STATUS, Kind.RESET, Kind.SILENCE, Kind.PAUSE, Kind.SLOW_START, Kind.HTML, Kind.JSON,
+    Kind.STATUS, Kind.STATUS, Kind.STATUS, Kind.RESET, Kind.STALL, Kind.PAUSE, Kind.SLOW_START, Kind.HTML, Kind.JSON,
     Kind.CLOSE_REUSED,
 )  # fmt: skip
 _REDIRECTS = (Kind.REDIRECT_LOOP, Kind.REDIRECT_MANY, Kind.REDIRECT_TO, Kind.REFUSED)
 _LOOK_UP = (*_AT_EVERY_HOP, Kind.NOT_JSON, Kind.WRONG_SHAPE)
-_CUTS = (Kind.RESET, Kind.SILENCE, Kind.CLOSE_EARLY, Kind.CHUNKED_UNTERMINATED)
+_CUTS = (Kind.RESET, Kind.STALL, Kind.CLOSE_EARLY, Kind.CHUNKED_UNTERMINATED)
 # What makes a difference only to a download that goes on after a break.
 _RESUMPTIONS = (
     Kind.CHANGED, Kind.CHANGED_SILENTLY, Kind.NO_ETAG, Kind.WEAK_ETAG, Kind.NO_RANGES,
@@ -90,7 +90,7 @@ def _fault(dice: random.Random, kind: Kind, size: int, *, in_body: bool = False)
             chosen = {"status": status, "json_body": dice.random() < 0.5, "retry_after": dice.choice(_RETRY_AFTER)}
         case Kind.PAUSE:
             chosen = {"gate": Gate(), "after_bytes": _cut(dice, size) if size and dice.random() < 0.5 else None}
-        case Kind.RESET | Kind.SILENCE | Kind.CLOSE_EARLY | Kind.CHUNKED_UNTERMINATED:
+        case Kind.RESET | Kind.STALL | Kind.CLOSE_EARLY | Kind.CHUNKED_UNTERMINATED:
             chosen = {"after_bytes": _cut(dice, size) if size and (in_body or dice.random() < 0.8) else None}
         case Kind.SLOW_START:
             chosen = {"delay_seconds": dice.choice((0.02, 0.1, 0.3))}

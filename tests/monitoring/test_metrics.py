@@ -341,7 +341,7 @@ async def test_client_gone_during_the_look_up(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession, logged: io.StringIO
 ) -> None:
     """A client that leaves before its order is known is counted like any other that leaves."""
-    sandbox.faults.order(DEMO_ORDER_ID, [Fault(Kind.SILENCE)])
+    sandbox.faults.order(DEMO_ORDER_ID, [Fault(Kind.STALL)])
     asking = asyncio.create_task(client.get(images_url(service, DEMO_ORDER_ID)))
     await sandbox.wait_until(lambda: len(sandbox.requests) == 1)
     looking_up = await scrape_after(client, service, archives=0)
@@ -399,7 +399,7 @@ async def test_client_gone(sandbox: Sandbox, service: str, client: aiohttp.Clien
 
 RETRIES = [
     pytest.param([Fault(Kind.RESET)], "storage", "connection_lost", ("storage", "error"), id="reset"),
-    pytest.param([Fault(Kind.SILENCE)], "storage", "timeout", ("storage", "error"), id="silence"),
+    pytest.param([Fault(Kind.STALL)], "storage", "timeout", ("storage", "error"), id="silence"),
     pytest.param([Fault(Kind.REFUSED)], "asset", "connection_failed", ("storage", "error"), id="refused"),
     pytest.param([Fault(Kind.STATUS, status=503)], "storage", "upstream_error", ("storage", "503"), id="503"),
     pytest.param([Fault(Kind.STATUS, status=500)], "asset", "upstream_error", ("asset", "500"), id="500 asset"),
@@ -665,7 +665,7 @@ async def test_no_secret_in_any_line(
     """Through faults of every kind, at every level, no key, token or signed query gets into the log."""
     service = await start_service(image_timeout_seconds=0.3, admin_token=ADMIN)
     order = add_order(sandbox, [SIZE] * 6)
-    faults = [RESET, Fault(Kind.EXPIRED_TARGET), Fault(Kind.REDIRECT_LOOP), Fault(Kind.REFUSED), Fault(Kind.SILENCE)]
+    faults = [RESET, Fault(Kind.EXPIRED_TARGET), Fault(Kind.REDIRECT_LOOP), Fault(Kind.REFUSED), Fault(Kind.STALL)]
     for image, fault in zip(order.images, faults, strict=False):
         sandbox.faults.script(image.image_id, [fault])
     sandbox.faults.always(order.images[5].image_id, Fault(Kind.STATUS, status=401), origin="api")

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from service.archive.writer import ArchiveWriter
 from service.monitoring.logs import configure_logs
-from service.monitoring.sentry import HEADERS_TOLD
+from service.monitoring.sentry import REPORTED_HEADERS
 from service.sandbox import DEMO_ORDER_ID, Sandbox
 from tests.archives import add_order, download, images_url
 from tests.conftest import StartService
@@ -168,7 +168,7 @@ async def test_a_fault_is_reported_once_and_without_secrets(
     request = event["request"]
     assert request.keys() == {"url", "method", "headers"}
     assert request["url"].endswith(f"/orders/{order.order_id}/images")
-    assert {name.lower() for name in request["headers"]} <= HEADERS_TOLD
+    assert {name.lower() for name in request["headers"]} <= REPORTED_HEADERS
     raw = b"\n".join(sentry.envelopes).decode()
     of_the_caller = [value for name, value in headers.items() if name != "X-Request-ID"]
     for secret in (sandbox.api_key, ADMIN, TOKEN, *of_the_caller, "of-a-link", "hush", "in-a-variable"):

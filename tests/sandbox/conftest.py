@@ -1,4 +1,4 @@
-"""A running sandbox, and two clients: a polite one, and one which sees every byte."""
+"""A running sandbox, aiohttp's client for it, and a raw-socket client that returns every byte."""
 
 import asyncio
 import socket
@@ -12,12 +12,12 @@ from yarl import URL
 from service.sandbox import Sandbox
 
 StorageUrl = Callable[..., Awaitable[str]]
-RawGet = Callable[..., Awaitable["RawReply"]]
+RawGet = Callable[..., Awaitable["RawResponse"]]
 
 
 @dataclass(frozen=True)
-class RawReply:
-    """What came over a socket, and how it ended: ``eof``, ``reset``, or ``open`` if reading stopped before."""
+class RawResponse:
+    """A response as received from a socket, and how it ended: ``eof``, ``reset``, or ``open`` if reading stopped."""
 
     head: str
     body: bytes
@@ -48,9 +48,9 @@ async def session() -> AsyncIterator[ClientSession]:
 
 @pytest.fixture
 def storage_url(sandbox: Sandbox, session: ClientSession) -> StorageUrl:
-    """Walk both redirects of a download and return the address of the bytes."""
+    """Follow both redirects of a download and return the storage URL."""
 
-    async def walk(image_id: str, query: str = "preview=true") -> str:
+    async def follow(image_id: str, query: str = "preview=true") -> str:
         key = {"x-api-key": sandbox.api_key}
         first = f"{sandbox.api_base}/images/{image_id}/enhanced?{query}"
         async with session.get(first, headers=key, allow_redirects=False) as response:
@@ -60,14 +60,14 @@ def storage_url(sandbox: Sandbox, session: ClientSession) -> StorageUrl:
             assert response.status == 302
             return response.headers["Location"]
 
-    return walk
+    return follow
 
 
 @pytest.fixture
 def raw_get() -> RawGet:
-    """Send a GET through a plain socket and read to the end, or until so many bytes of the body are there."""
+    """Send a GET over a plain socket and read to the end, or ``stop_after`` bytes of the body."""
 
-    async def get(url: str, headers: dict[str, str] | None = None, *, stop_after: int | None = None) -> RawReply:
+    async def get(url: str, headers: dict[str, str] | None = None, *, stop_after: int | None = None) -> RawResponse:
         address = URL(url)
         loop = asyncio.get_running_loop()
         lines = [f"GET {address.raw_path_qs} HTTP/1.1", f"Host: {address.authority}", "Connection: close"]
@@ -78,7 +78,7 @@ def raw_get() -> RawGet:
             await loop.sock_sendall(connection, ("\r\n".join(lines) + "\r\n\r\n").encode())
             received, ending = await _read(connection, stop_after)
         head, _, body = received.partition(b"\r\n\r\n")
-        return RawReply(head.decode(), body, ending)
+        return RawResponse(head.decode(), body, ending)
 
     return get
 
@@ -90,9 +90,9 @@ async def _read(connection: socket.socket, stop_after: int | None) -> tuple[byte
         if stop_after is not None and separator and len(body) >= stop_after:
             return received, "open"
         try:
-            piece = await loop.sock_recv(connection, 64 * 1024)
+            chunk = await loop.sock_recv(connection, 64 * 1024)
         except ConnectionResetError:
             return received, "reset"
-        if not piece:
+        if not chunk:
             return received, "eof"
-        received += piece
+        received += chunk

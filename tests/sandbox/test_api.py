@@ -1,4 +1,4 @@
-"""The API origin: orders, authentication, validation, the redirect chain and the ledger."""
+"""API origin: orders, authentication, validation, redirects and the ledger."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -23,8 +23,10 @@ StorageUrl = Callable[..., Awaitable[str]]
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-async def test_an_order_needs_no_key_and_any_spelling(sandbox: Sandbox, session: ClientSession, slash: str) -> None:
-    """An order is shown without a key, with and without a trailing slash, with naive microsecond times."""
+async def test_order_is_returned_without_key_and_with_any_slash(
+    sandbox: Sandbox, session: ClientSession, slash: str
+) -> None:
+    """An order needs no key and no trailing slash; its times are naive, with microseconds."""
     async with session.get(f"{sandbox.api_base}/orders/{DEMO_ORDER_ID}{slash}") as response:
         order = await response.json()
     assert response.status == 200
@@ -45,18 +47,18 @@ async def test_an_order_needs_no_key_and_any_spelling(sandbox: Sandbox, session:
     ],
     ids=["empty", "merging", "large", "partial", "live"],
 )
-async def test_fixed_orders(
+async def test_fixed_orders_cover_each_situation(
     sandbox: Sandbox, session: ClientSession, order_id: str, images: int, *, merging: bool, processing: bool
 ) -> None:
-    """Each fixed order stands for one situation."""
+    """Each fixed order is one situation of a download."""
     async with session.get(f"{sandbox.api_base}/orders/{order_id}") as response:
         order = await response.json()
     assert len(order["images"]) == images
     assert (order["is_merging"], order["is_processing"]) == (merging, processing)
 
 
-async def test_a_live_order_is_done_after_some_polls(sandbox: Sandbox, session: ClientSession) -> None:
-    """Images of the live order become processed by the number of look-ups alone."""
+async def test_live_order_completes_after_some_polls(sandbox: Sandbox, session: ClientSession) -> None:
+    """Images of the live order become processed by the number of polls alone."""
     ready, order = [], {}
     for _ in range(6):
         async with session.get(f"{sandbox.api_base}/orders/{LIVE_ORDER_ID}") as response:
@@ -66,26 +68,26 @@ async def test_a_live_order_is_done_after_some_polls(sandbox: Sandbox, session: 
     assert order["is_processing"] is False
 
 
-async def test_an_order_changes_while_it_is_polled(sandbox: Sandbox, session: ClientSession) -> None:
-    """Hooks run right before the look-up which they are set for."""
+async def test_poll_actions_change_an_order(sandbox: Sandbox, session: ClientSession) -> None:
+    """Actions run right before the response to their poll."""
     order = sandbox.add_order([SandboxImage("a.jpg"), SandboxImage("b.jpg")])
     first, second = order.images
     sandbox.on_poll(order.order_id, 2, lambda: sandbox.remove_image(first.image_id))
     sandbox.on_poll(order.order_id, 2, lambda: sandbox.set_status(second.image_id, "error", "broken"))
     sandbox.on_poll(order.order_id, 3, lambda: sandbox.add_image(order.order_id, SandboxImage("c.jpg")))
-    seen = []
+    polls = []
     for _ in range(3):
         async with session.get(f"{sandbox.api_base}/orders/{order.order_id}") as response:
-            seen.append([(image["image_name"], image["status"]) for image in (await response.json())["images"]])
-    assert seen == [
+            polls.append([(image["image_name"], image["status"]) for image in (await response.json())["images"]])
+    assert polls == [
         [("a.jpg", "processed"), ("b.jpg", "processed")],
         [("b.jpg", "error")],
         [("b.jpg", "error"), ("c.jpg", "processed")],
     ]
 
 
-async def test_extra_fields_are_added_and_taken_away(sandbox: Sandbox, session: ClientSession) -> None:
-    """Tests can bend the JSON of an image."""
+async def test_extra_fields_are_added_and_removed(sandbox: Sandbox, session: ClientSession) -> None:
+    """Tests can change the JSON of an image."""
     order = sandbox.add_order([SandboxImage("a.jpg", status=None, extra={"new_field": [1], "downloaded": ...})])
     async with session.get(f"{sandbox.api_base}/images/{order.images[0].image_id}/") as response:
         image = await response.json()
@@ -94,7 +96,7 @@ async def test_extra_fields_are_added_and_taken_away(sandbox: Sandbox, session: 
     assert "downloaded" not in image
 
 
-async def test_old_versions_carry_booleans(sandbox: Sandbox, session: ClientSession) -> None:
+async def test_old_api_versions_have_booleans(sandbox: Sandbox, session: ClientSession) -> None:
     """Before 2024-09-30 images had ``enhanced`` and ``error``."""
     url = f"{sandbox.api_base}/orders/{PARTIAL_ORDER_ID}"
     async with session.get(url, headers={"x-api-version": "2024-09-24"}) as response:
@@ -104,8 +106,8 @@ async def test_old_versions_carry_booleans(sandbox: Sandbox, session: ClientSess
         assert "enhanced" not in (await response.json())["images"][0]
 
 
-async def test_orders_are_listed_page_by_page(sandbox: Sandbox, session: ClientSession) -> None:
-    """The offset leads through all orders and is null at the end."""
+async def test_orders_are_paginated(sandbox: Sandbox, session: ClientSession) -> None:
+    """``next_offset`` leads through all orders and is null at the end."""
     key = {"x-api-key": sandbox.api_key}
     async with session.get(f"{sandbox.api_base}/orders/", headers=key) as response:
         first = await response.json()
@@ -127,10 +129,10 @@ async def test_orders_are_listed_page_by_page(sandbox: Sandbox, session: ClientS
     ],
 )
 @pytest.mark.parametrize("key", [None, "wrong"])
-async def test_a_key_is_needed(
+async def test_missing_or_wrong_key_is_401(
     sandbox: Sandbox, session: ClientSession, method: str, path: str, key: str | None
 ) -> None:
-    """Listing, writing and the enhanced image answer 401 without the right key."""
+    """Listing, creating and the enhanced image are 401 without the right key."""
     headers = {} if key is None else {"x-api-key": key}
     async with session.request(method, sandbox.api_base + path, headers=headers) as response:
         assert response.status == 401
@@ -138,8 +140,8 @@ async def test_a_key_is_needed(
 
 
 @pytest.mark.parametrize("path", ["/orders/unknown", "/images/unknown", "/images/unknown/enhanced", "/nothing"])
-async def test_what_is_unknown_is_not_found(sandbox: Sandbox, session: ClientSession, path: str) -> None:
-    """Errors have the API's shape."""
+async def test_unknown_resources_are_404(sandbox: Sandbox, session: ClientSession, path: str) -> None:
+    """Errors have the API's format."""
     async with session.get(sandbox.api_base + path, headers={"x-api-key": sandbox.api_key}) as response:
         assert response.status == 404
         assert await response.json() == {"detail": {}, "message": "Not Found"}
@@ -159,8 +161,10 @@ async def test_what_is_unknown_is_not_found(sandbox: Sandbox, session: ClientSes
         ("watermark=2", "watermark"),
     ],
 )
-async def test_bad_parameters_are_named(sandbox: Sandbox, session: ClientSession, query: str, field: str) -> None:
-    """A 422 says which field is wrong."""
+async def test_invalid_parameters_are_422_with_their_names(
+    sandbox: Sandbox, session: ClientSession, query: str, field: str
+) -> None:
+    """A 422 names the invalid field."""
     image_id = sandbox.orders[DEMO_ORDER_ID].images[0].image_id
     url = f"{sandbox.api_base}/images/{image_id}/enhanced?{query}"
     async with session.get(url, headers={"x-api-key": sandbox.api_key}) as response:
@@ -170,10 +174,10 @@ async def test_bad_parameters_are_named(sandbox: Sandbox, session: ClientSession
     assert list(body["detail"]["query"]) == [field]
 
 
-async def test_a_download_is_two_redirects_and_the_bytes(
+async def test_download_follows_two_redirects(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl
 ) -> None:
-    """The first redirect is relative, the second leads to the other origin, which never needs the key."""
+    """The first redirect is relative, the second leads to the storage, which needs no key."""
     image_id = sandbox.orders[DEMO_ORDER_ID].images[0].image_id
     url = await storage_url(image_id, "preview=true&format=png")
     assert url.startswith(sandbox.storage_origin)
@@ -190,10 +194,10 @@ async def test_a_download_is_two_redirects_and_the_bytes(
     assert sandbox.requests_for(image_id, "storage")[0].bytes_sent == len(sandbox.body(image_id, "png"))
 
 
-async def test_each_call_gives_a_fresh_target(
+async def test_each_request_gets_a_new_target(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl
 ) -> None:
-    """Two calls lead to two addresses; using one twice is noticed."""
+    """Two requests lead to two URLs; the second use of a URL is counted."""
     image_id = sandbox.orders[DEMO_ORDER_ID].images[0].image_id
     first, second = await storage_url(image_id), await storage_url(image_id)
     assert first != second
@@ -205,10 +209,10 @@ async def test_each_call_gives_a_fresh_target(
 
 
 @pytest.mark.parametrize("status", ["waiting", "processing", "error", "expired", None])
-async def test_what_is_not_processed_cannot_be_downloaded(
+async def test_unprocessed_images_cannot_be_downloaded(
     sandbox: Sandbox, session: ClientSession, status: str | None
 ) -> None:
-    """The code for it is a setting, as it is not documented."""
+    """The status code is configurable, as it is not documented."""
     image = sandbox.add_order([SandboxImage(status=status)]).images[0]
     url = f"{sandbox.api_base}/images/{image.image_id}/enhanced?preview=false"
     for code in (404, 409):
@@ -229,10 +233,10 @@ async def test_what_is_not_processed_cannot_be_downloaded(
         ("preview=false&quality=99", {}, 0),
     ],
 )
-async def test_only_the_full_size_costs(
+async def test_only_full_quality_costs(
     sandbox: Sandbox, session: ClientSession, query: str, headers: dict[str, str], credits_spent: int
 ) -> None:
-    """A credit is spent once per image, only by the full size outside dev mode, and the image shows it."""
+    """A credit is spent once per image, for full quality outside dev mode, and ``downloaded`` becomes true."""
     image = sandbox.orders[DEMO_ORDER_ID].images[0]
     url = f"{sandbox.api_base}/images/{image.image_id}/enhanced?{query}"
     for _ in range(2):
@@ -241,8 +245,8 @@ async def test_only_the_full_size_costs(
     assert image.downloaded is bool(credits_spent)
 
 
-async def test_a_repeat_may_cost_again(sandbox: Sandbox, session: ClientSession) -> None:
-    """With the switch the ledger counts every request for full quality, also for what is paid already."""
+async def test_repeated_purchase_may_cost_again(sandbox: Sandbox, session: ClientSession) -> None:
+    """With ``repeats_cost`` every request for full quality costs, also for a paid image."""
     (image,) = sandbox.add_order([SandboxImage("a.jpg")]).images
     for repeats_cost, spent in ((False, 1), (False, 1), (True, 2), (True, 3)):
         sandbox.repeats_cost = repeats_cost
@@ -252,8 +256,8 @@ async def test_a_repeat_may_cost_again(sandbox: Sandbox, session: ClientSession)
         assert sandbox.ledger == {image.image_id: spent}
 
 
-async def test_head_buys_as_well(sandbox: Sandbox, session: ClientSession) -> None:
-    """The API's framework answers HEAD by running the same code as GET."""
+async def test_head_buys_too(sandbox: Sandbox, session: ClientSession) -> None:
+    """The API's framework runs the same code for HEAD as for GET."""
     image = sandbox.orders[DEMO_ORDER_ID].images[0]
     url = f"{sandbox.api_base}/images/{image.image_id}/enhanced?preview=false"
     async with session.head(url, headers={"x-api-key": sandbox.api_key}) as response:
@@ -261,8 +265,8 @@ async def test_head_buys_as_well(sandbox: Sandbox, session: ClientSession) -> No
     assert sandbox.ledger == {image.image_id: 1}
 
 
-async def test_a_balance_runs_out(sandbox: Sandbox, session: ClientSession) -> None:
-    """Without credits the answer is a set code; what is paid for stays free."""
+async def test_balance_runs_out(sandbox: Sandbox, session: ClientSession) -> None:
+    """Without credits the status is the configured one; paid images stay free."""
     sandbox.credits = 1
     first, second = sandbox.orders[DEMO_ORDER_ID].images[:2]
     statuses = []
@@ -273,7 +277,7 @@ async def test_a_balance_runs_out(sandbox: Sandbox, session: ClientSession) -> N
     assert statuses == [302, 402, 302]
 
 
-async def test_the_rate_limit_counts_per_second(sandbox: Sandbox, session: ClientSession) -> None:
+async def test_rate_limit_counts_per_second(sandbox: Sandbox, session: ClientSession) -> None:
     """Requests above the limit are 429 until the next second of the clock."""
     now = 100.0
     sandbox.clock = lambda: now
@@ -286,7 +290,7 @@ async def test_the_rate_limit_counts_per_second(sandbox: Sandbox, session: Clien
 
 
 async def test_old_preview_and_original_need_no_key(sandbox: Sandbox, session: ClientSession) -> None:
-    """The two older ways to a picture, which never cost anything."""
+    """The two older URLs of a picture are free."""
     image = sandbox.orders[DEMO_ORDER_ID].images[0]
     async with session.get(f"{sandbox.api_base}/images/{image.image_id}/preview") as response:
         assert await response.read() == sandbox.body(image.image_id)
@@ -296,8 +300,8 @@ async def test_old_preview_and_original_need_no_key(sandbox: Sandbox, session: C
     assert sandbox.ledger == {}
 
 
-async def test_ids_may_hold_anything(sandbox: Sandbox, session: ClientSession) -> None:
-    """An id is text: encoded in every address, and found again."""
+async def test_ids_may_contain_any_character(sandbox: Sandbox, session: ClientSession) -> None:
+    """An id is any text: percent-encoded in every URL, and decoded again."""
     odd = "a b/ü?#%"
     sandbox.add_order([SandboxImage(image_id=odd)], order_id=odd)
     encoded = quote(odd, safe="")
@@ -307,7 +311,7 @@ async def test_ids_may_hold_anything(sandbox: Sandbox, session: ClientSession) -
         assert await response.read() == sandbox.body(odd)
 
 
-async def test_json_is_plain(sandbox: Sandbox, session: ClientSession) -> None:
+async def test_large_order_is_one_response(sandbox: Sandbox, session: ClientSession) -> None:
     """The large order arrives in one response, as the API has no paging for images."""
     async with session.get(f"{sandbox.api_base}/orders/{LARGE_ORDER_ID}") as response:
         images = json.loads(await response.read())["images"]

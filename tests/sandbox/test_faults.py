@@ -1,4 +1,4 @@
-"""Faults: each kind does on the wire what it says, at the request it was scripted for."""
+"""Fault injection: each kind has its effect on the wire, at the request it was scripted for."""
 
 import asyncio
 import json
@@ -9,10 +9,10 @@ import pytest
 from aiohttp import ClientConnectorError, ClientPayloadError, ClientSession, TooManyRedirects
 
 from service.sandbox import ANY_IMAGE, DEMO_ORDER_ID, Fault, FaultPlan, Kind, Origin, Sandbox, SandboxImage
-from tests.sandbox.conftest import RawReply
+from tests.sandbox.conftest import RawResponse
 
 StorageUrl = Callable[..., Awaitable[str]]
-RawGet = Callable[..., Coroutine[Any, Any, RawReply]]
+RawGet = Callable[..., Coroutine[Any, Any, RawResponse]]
 SIZE = 300_000
 
 
@@ -51,7 +51,7 @@ def enhanced_url(sandbox: Sandbox, image_id: str) -> str:
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else None,
 )
-async def test_whole_responses(
+async def test_fault_replaces_the_response(
     sandbox: Sandbox,
     session: ClientSession,
     *,
@@ -62,7 +62,7 @@ async def test_whole_responses(
     content_type: str,
     retry_after: str | None,
 ) -> None:
-    """A wrong response can come from every hop, and only for the request it was scripted for."""
+    """Every hop can send a wrong response, and only to the request it was scripted for."""
     sandbox.faults.script(image_id, [fault, None], origin=origin)
     key = {"x-api-key": sandbox.api_key}
     url = await _last_hop_before(sandbox, session, image_id, origin)
@@ -88,10 +88,10 @@ async def _last_hop_before(sandbox: Sandbox, session: ClientSession, image_id: s
 
 
 @pytest.mark.parametrize("origin", ["api", "asset", "storage"])
-async def test_reset_before_headers(
+async def test_reset_sends_no_byte(
     sandbox: Sandbox, session: ClientSession, raw_get: RawGet, image_id: str, origin: Origin
 ) -> None:
-    """The connection ends with an RST and not a byte."""
+    """The connection is reset before the first byte."""
     sandbox.faults.script(image_id, [Fault(Kind.RESET)], origin=origin)
     url = await _last_hop_before(sandbox, session, image_id, origin)
     reply = await raw_get(url, {"x-api-key": sandbox.api_key} if origin == "api" else {})
@@ -111,7 +111,7 @@ async def test_reset_before_headers(
     ids=lambda value: value.kind if isinstance(value, Fault) else None,
 )
 @pytest.mark.parametrize("start", [0, 200_000])
-async def test_cut_bodies(
+async def test_cut_body_ends_early(
     sandbox: Sandbox,
     storage_url: StorageUrl,
     raw_get: RawGet,
@@ -122,7 +122,7 @@ async def test_cut_bodies(
     ending: str,
     sent: int,
 ) -> None:
-    """The length is promised in full; the bytes end early, counted from the start of this response."""
+    """Content-Length is that of the whole body; ``after_bytes`` counts from the start of this response."""
     sandbox.faults.script(image_id, [fault])
     reply = await raw_get(await storage_url(image_id), {"Range": f"bytes={start}-"})
     rest = sandbox.body(image_id)[start:]
@@ -131,10 +131,10 @@ async def test_cut_bodies(
     assert reply.body == rest[: sent if sent >= 0 else len(rest) - 1]
 
 
-async def test_chunked_without_end(
+async def test_chunked_unterminated_omits_the_last_chunk(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, raw_get: RawGet, image_id: str
 ) -> None:
-    """Chunks, then a clean end without the last one."""
+    """Chunks, then a clean close without the last chunk."""
     sandbox.faults.always(image_id, Fault(Kind.CHUNKED_UNTERMINATED, after_bytes=1000))
     reply = await raw_get(await storage_url(image_id))
     assert reply.header("Transfer-Encoding") == "chunked"
@@ -148,10 +148,10 @@ async def test_chunked_without_end(
 @pytest.mark.parametrize(
     ("kind", "chunked"), [(Kind.NO_LENGTH, True), (Kind.CLOSE_DELIMITED, False)], ids=["chunked", "close"]
 )
-async def test_no_length(
+async def test_body_without_length_is_complete(
     sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str, kind: Kind, *, chunked: bool
 ) -> None:
-    """The body is whole, its length unknown before."""
+    """The body is complete, its length not announced."""
     sandbox.faults.script(image_id, [Fault(kind)])
     reply = await raw_get(await storage_url(image_id))
     assert reply.header("Content-Length") is None
@@ -161,8 +161,10 @@ async def test_no_length(
     assert chunked or reply.body == sandbox.body(image_id)
 
 
-async def test_longer_than_promised(sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str) -> None:
-    """More bytes follow than Content-Length says."""
+async def test_longer_body_exceeds_content_length(
+    sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str
+) -> None:
+    """More bytes follow than Content-Length."""
     sandbox.faults.script(image_id, [Fault(Kind.LONGER)])
     reply = await raw_get(await storage_url(image_id))
     assert reply.header("Content-Length") == str(SIZE)
@@ -170,7 +172,9 @@ async def test_longer_than_promised(sandbox: Sandbox, storage_url: StorageUrl, r
     assert len(reply.body) > SIZE
 
 
-async def test_second_response(sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str) -> None:
+async def test_second_response_follows_the_last_chunk(
+    sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str
+) -> None:
     """Another response follows the last chunk."""
     sandbox.faults.script(image_id, [Fault(Kind.SECOND_RESPONSE)])
     reply = await raw_get(await storage_url(image_id))
@@ -178,7 +182,9 @@ async def test_second_response(sandbox: Sandbox, storage_url: StorageUrl, raw_ge
     assert b"\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n" in reply.body
 
 
-async def test_endless_trailers(sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str) -> None:
+async def test_endless_trailers_last_until_the_client_closes(
+    sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str
+) -> None:
     """Trailers follow the last chunk until the client closes the connection."""
     sandbox.faults.script(image_id, [Fault(Kind.ENDLESS_TRAILERS)])
     reply = await raw_get(await storage_url(image_id), stop_after=SIZE + 200_000)
@@ -186,7 +192,9 @@ async def test_endless_trailers(sandbox: Sandbox, storage_url: StorageUrl, raw_g
     await sandbox.wait_until(lambda: sandbox.active_requests == 0)
 
 
-async def test_padded_headers(sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str) -> None:
+async def test_padded_headers_have_white_space(
+    sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str
+) -> None:
     """Every header value has white space around it."""
     sandbox.faults.script(image_id, [Fault(Kind.PADDED_HEADERS)])
     reply = await raw_get(await storage_url(image_id))
@@ -194,8 +202,10 @@ async def test_padded_headers(sandbox: Sandbox, storage_url: StorageUrl, raw_get
     assert reply.body == sandbox.body(image_id)
 
 
-async def test_close_reused(sandbox: Sandbox, session: ClientSession, raw_get: RawGet, image_id: str) -> None:
-    """A new connection serves its first request and is closed at the second, which may come again on another."""
+async def test_close_reused_closes_reused_connections(
+    sandbox: Sandbox, session: ClientSession, raw_get: RawGet, image_id: str
+) -> None:
+    """A new connection serves its first request and is closed at the second, which the client may repeat."""
     sandbox.faults.always(image_id, Fault(Kind.CLOSE_REUSED))
     url = await _last_hop_before(sandbox, session, image_id, "storage")
     reply = await raw_get(url)
@@ -203,7 +213,7 @@ async def test_close_reused(sandbox: Sandbox, session: ClientSession, raw_get: R
     url = await _last_hop_before(sandbox, session, image_id, "storage")
     async with session.get(await _last_hop_before(sandbox, session, image_id, "storage")) as response:
         await response.read()
-    async with session.get(url) as response:  # aiohttp repeats it by itself
+    async with session.get(url) as response:  # aiohttp repeats it automatically
         assert await response.read() == sandbox.body(image_id)
     assert [(one.status, one.reused) for one in sandbox.requests_for(image_id, "storage")] == [
         (200, False), (200, False), (0, True), (200, False),
@@ -212,11 +222,11 @@ async def test_close_reused(sandbox: Sandbox, session: ClientSession, raw_get: R
 
 
 @pytest.mark.parametrize("after_bytes", [None, 0, 1000])
-async def test_silence_ends_with_the_client(
+async def test_stall_ends_with_the_client(
     sandbox: Sandbox, storage_url: StorageUrl, raw_get: RawGet, image_id: str, after_bytes: int | None
 ) -> None:
-    """A silent response sends so much and no more; when the client leaves, nothing goes on."""
-    sandbox.faults.script(image_id, [Fault(Kind.SILENCE, after_bytes=after_bytes)])
+    """A stalled response sends ``after_bytes`` and no more; its handler ends when the client disconnects."""
+    sandbox.faults.script(image_id, [Fault(Kind.STALL, after_bytes=after_bytes)])
     url = await storage_url(image_id)
     if after_bytes is None:
         reading = asyncio.create_task(raw_get(url))
@@ -228,14 +238,14 @@ async def test_silence_ends_with_the_client(
         reply = await raw_get(url, stop_after=after_bytes)
         assert reply.body == sandbox.body(image_id)[:after_bytes]
     await sandbox.wait_until(lambda: sandbox.active_requests == 0)
-    assert sandbox.faults.injected[Kind.SILENCE] == 1
+    assert sandbox.faults.injected[Kind.STALL] == 1
 
 
 @pytest.mark.parametrize("after_bytes", [None, 0, 1000])
-async def test_pause_until_released(
+async def test_pause_lasts_until_released(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str, after_bytes: int | None
 ) -> None:
-    """A gate stops one response at its byte and lets it go on."""
+    """A gate pauses one response at its byte and lets it continue."""
     gate = sandbox.faults.pause(image_id, after_bytes=after_bytes)
     url = await storage_url(image_id)
     reading = asyncio.create_task(_read(session, url))
@@ -247,8 +257,10 @@ async def test_pause_until_released(
 
 
 @pytest.mark.parametrize("origin", ["api", "asset"])
-async def test_pause_before_a_hop(sandbox: Sandbox, session: ClientSession, image_id: str, origin: Origin) -> None:
-    """The hops before the storage can be stopped as well."""
+async def test_pause_applies_to_every_hop(
+    sandbox: Sandbox, session: ClientSession, image_id: str, origin: Origin
+) -> None:
+    """The hops before the storage can be paused too."""
     gate = sandbox.faults.pause(image_id, origin=origin)
     url = await _last_hop_before(sandbox, session, image_id, origin)
     reading = asyncio.create_task(session.get(url, headers={"x-api-key": sandbox.api_key}, allow_redirects=False))
@@ -263,28 +275,28 @@ async def _read(session: ClientSession, url: str) -> bytes:
         return await response.read()
 
 
-async def test_a_drip_is_complete(
+async def test_drip_is_complete(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str
 ) -> None:
-    """Slow pieces add up to the body."""
+    """The slow chunks add up to the body."""
     sandbox.faults.script(image_id, [Fault(Kind.DRIP, chunk_bytes=100_000, delay_seconds=0.001)])
     assert await _read(session, await storage_url(image_id)) == sandbox.body(image_id)
 
 
 @pytest.mark.parametrize("origin", ["api", "asset", "storage"])
-async def test_a_slow_start_changes_nothing_else(
+async def test_slow_start_changes_nothing_else(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str, origin: Origin
 ) -> None:
-    """A response may be late at every hop."""
+    """Every hop can delay its response."""
     sandbox.faults.script(image_id, [Fault(Kind.SLOW_START, delay_seconds=0.001)], origin=origin)
     assert await _read(session, await storage_url(image_id)) == sandbox.body(image_id)
     assert sandbox.faults.injected == {Kind.SLOW_START: 1}
 
 
-async def test_wrong_type_and_magic(
+async def test_wrong_type_and_magic_change_one_thing(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str
 ) -> None:
-    """The right bytes under a wrong type; then the right type over wrong bytes of the same number."""
+    """First the right bytes with a wrong type, then the right type with as many wrong bytes."""
     sandbox.faults.script(image_id, [Fault(Kind.WRONG_TYPE, content_type="text/plain"), Fault(Kind.WRONG_MAGIC)])
     async with session.get(await storage_url(image_id)) as response:
         assert response.content_type == "text/plain"
@@ -296,10 +308,10 @@ async def test_wrong_type_and_magic(
     assert len(content) == SIZE
 
 
-async def test_changed_content(
+async def test_changed_content_cannot_be_resumed(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str
 ) -> None:
-    """Changed content still begins like an image, has another tag, and so refuses to be resumed."""
+    """Changed content still starts like an image, but its entity tag differs, so If-Range does not match."""
     sandbox.faults.script(image_id, [None, Fault(Kind.CHANGED)])
     async with session.get(await storage_url(image_id)) as response:
         etag, content = response.headers["ETag"], await response.read()
@@ -313,10 +325,10 @@ async def test_changed_content(
     assert changed[100:1000] != content[100:1000]
 
 
-async def test_silently_changed_content(
+async def test_silently_changed_content_has_no_etag(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str
 ) -> None:
-    """Only the bytes themselves tell that the content is another one, wherever they are read from."""
+    """Only the bytes show that the content is different, from whatever offset they are read."""
     sandbox.faults.always(image_id, Fault(Kind.CHANGED_SILENTLY))
     async with session.get(await storage_url(image_id)) as response:
         assert "ETag" not in response.headers
@@ -339,7 +351,7 @@ async def test_silently_changed_content(
         (Kind.WRONG_ETAG, 206, f"bytes 1000-{SIZE - 1}/{SIZE}", '"00000000000000000000000000000000"'),
     ],
 )
-async def test_bad_answers_to_ranges(
+async def test_range_faults_distort_the_response(
     sandbox: Sandbox,
     session: ClientSession,
     storage_url: StorageUrl,
@@ -350,23 +362,23 @@ async def test_bad_answers_to_ranges(
     content_range: str | None,
     etag: str | None,
 ) -> None:
-    """Each way of answering a resumed request that a client must not trust."""
+    """Each invalid response to a resumed request."""
     sandbox.faults.script(image_id, [None, Fault(kind)])
     async with session.get(await storage_url(image_id)) as response:
-        good = response.headers["ETag"]
+        original_etag = response.headers["ETag"]
     async with session.get(await storage_url(image_id), headers={"Range": "bytes=1000-"}) as response:
         content = await response.read()
         assert response.status == status
         assert response.headers.get("Content-Range") == content_range
-        assert response.headers.get("ETag") == (etag and etag.format(good))
+        assert response.headers.get("ETag") == (etag and etag.format(original_etag))
     start = {Kind.NO_RANGES: 0, Kind.WRONG_OFFSET: 999}.get(kind, 1000)
     assert content == sandbox.body(image_id)[start:]
 
 
-async def test_an_expired_target(
+async def test_expired_target_is_403(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str
 ) -> None:
-    """A redirect target may turn out to be expired; the next one is good."""
+    """A redirect target may be expired; the next one is valid."""
     sandbox.faults.script(image_id, [Fault(Kind.EXPIRED_TARGET)])
     async with session.get(await storage_url(image_id)) as response:
         assert (response.status, response.content_type) == (403, "application/xml")
@@ -374,23 +386,25 @@ async def test_an_expired_target(
 
 
 @pytest.mark.parametrize("origin", ["asset", "storage"])
-async def test_a_refused_connection(sandbox: Sandbox, session: ClientSession, image_id: str, origin: Origin) -> None:
-    """The redirect leads to where nobody listens; it counts as the request to the storage it replaces."""
+async def test_refused_redirects_to_a_closed_port(
+    sandbox: Sandbox, session: ClientSession, image_id: str, origin: Origin
+) -> None:
+    """The redirect leads to a closed port and counts as the storage request that it replaces."""
     sandbox.faults.script(image_id, [Fault(Kind.REFUSED), None], origin=origin)
     url, key = enhanced_url(sandbox, image_id), {"x-api-key": sandbox.api_key}
     with pytest.raises(ClientConnectorError):
         await session.get(await _last_hop_before(sandbox, session, image_id, "asset"))
     assert sandbox.faults.injected == {Kind.REFUSED: 1}
     async with session.get(url, headers=key, allow_redirects=False) as response:
-        onwards = sandbox.api_origin + response.headers["Location"]
-    assert await _read(session, onwards) == sandbox.body(image_id)
+        storage_url = sandbox.api_origin + response.headers["Location"]
+    assert await _read(session, storage_url) == sandbox.body(image_id)
 
 
 @pytest.mark.parametrize("origin", ["api", "asset", "storage"])
-async def test_endless_redirects(
+async def test_redirect_loop_never_ends(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str, origin: Origin
 ) -> None:
-    """A loop never ends, whichever hop begins it, and is not taken for a client that reuses targets."""
+    """A loop starts at any hop, and does not count as reuse of a target."""
     sandbox.faults.script(image_id, [Fault(Kind.REDIRECT_LOOP)], origin=origin)
     url = await _last_hop_before(sandbox, session, image_id, origin)
     headers = {"x-api-key": sandbox.api_key} if origin == "api" else {}
@@ -401,8 +415,10 @@ async def test_endless_redirects(
 
 
 @pytest.mark.parametrize("origin", ["asset", "storage"])
-async def test_many_redirects(sandbox: Sandbox, session: ClientSession, image_id: str, origin: Origin) -> None:
-    """A long chain ends at the image after exactly so many more hops."""
+async def test_redirect_many_ends_at_the_image(
+    sandbox: Sandbox, session: ClientSession, image_id: str, origin: Origin
+) -> None:
+    """A chain ends at the image after exactly ``hops`` more redirects."""
     sandbox.faults.script(image_id, [Fault(Kind.REDIRECT_MANY, hops=8)], origin=origin)
     async with session.get(await _last_hop_before(sandbox, session, image_id, "asset")) as response:
         assert await response.read() == sandbox.body(image_id)
@@ -411,8 +427,10 @@ async def test_many_redirects(sandbox: Sandbox, session: ClientSession, image_id
 
 
 @pytest.mark.parametrize("origin", ["api", "asset", "storage"])
-async def test_redirects_elsewhere(sandbox: Sandbox, session: ClientSession, image_id: str, origin: Origin) -> None:
-    """Any hop can point to any address."""
+async def test_redirect_to_any_location(
+    sandbox: Sandbox, session: ClientSession, image_id: str, origin: Origin
+) -> None:
+    """Any hop can redirect to any URL."""
     fault = Fault(Kind.REDIRECT_TO, location="http://other.invalid/a.jpg")
     sandbox.faults.script(image_id, [fault], origin=origin)
     url = await _last_hop_before(sandbox, session, image_id, origin)
@@ -421,10 +439,10 @@ async def test_redirects_elsewhere(sandbox: Sandbox, session: ClientSession, ima
         assert response.headers["Location"] == "http://other.invalid/a.jpg"
 
 
-async def test_order_look_ups_go_wrong(
+async def test_order_requests_have_their_own_script(
     sandbox: Sandbox, session: ClientSession, raw_get: RawGet, order_url: str
 ) -> None:
-    """Look-ups have their own script, which leaves the images alone."""
+    """Faults of an order do not affect its images."""
     faults = [Fault(Kind.STATUS, status=401), Fault(Kind.NOT_JSON), Fault(Kind.WRONG_SHAPE), Fault(Kind.RESET), None]
     sandbox.faults.order(DEMO_ORDER_ID, faults)
     async with session.get(order_url) as response:
@@ -439,19 +457,19 @@ async def test_order_look_ups_go_wrong(
         assert response.status == 200
 
 
-async def test_a_silent_order_look_up(sandbox: Sandbox, session: ClientSession, order_url: str) -> None:
-    """A look-up can be held until it is released."""
+async def test_order_request_can_be_paused(sandbox: Sandbox, session: ClientSession, order_url: str) -> None:
+    """The response for an order can be paused until it is released."""
     gate = sandbox.faults.pause_order(DEMO_ORDER_ID)
-    looking = asyncio.create_task(session.get(order_url))
+    polling = asyncio.create_task(session.get(order_url))
     await gate.reached.wait()
     gate.release()
-    assert (await looking).status == 200
+    assert (await polling).status == 200
 
 
-async def test_always_and_its_end(
+async def test_permanent_fault_lasts_until_removed(
     sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str
 ) -> None:
-    """A lasting fault holds for one image or for all, until it is taken back."""
+    """A permanent fault applies to one image or to all, until it is removed."""
     sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=500))
     for _ in range(2):
         assert (await session.get(await storage_url(image_id))).status == 500
@@ -459,8 +477,8 @@ async def test_always_and_its_end(
     assert (await session.get(await storage_url(image_id))).status == 200
 
 
-def test_chance_is_the_same_in_any_order() -> None:
-    """A seed fixes the fault of each request of each image, whoever comes first."""
+def test_random_faults_do_not_depend_on_the_sequence() -> None:
+    """A seed determines the fault of each request for each image, in whatever sequence they arrive."""
 
     def faults_of(images: list[str], seed: int) -> dict[str, list[Fault | None]]:
         plan = FaultPlan()
@@ -470,18 +488,18 @@ def test_chance_is_the_same_in_any_order() -> None:
     images = [f"image {number}" for number in range(10)]
     assert faults_of(images, 1) == faults_of(images[::-1], 1)
     assert faults_of(images, 1) != faults_of(images, 2)
-    thrown = [fault for faults in faults_of(images, 1).values() for fault in faults]
-    assert {fault.kind for fault in thrown if fault} == {Kind.RESET, Kind.STATUS}
-    assert None in thrown
+    random_faults = [fault for faults in faults_of(images, 1).values() for fault in faults]
+    assert {fault.kind for fault in random_faults if fault} == {Kind.RESET, Kind.STATUS}
+    assert None in random_faults
 
 
-def test_chance_has_a_limit_per_image() -> None:
-    """With a limit, an image gets at most so many faults; a script comes before chance."""
+def test_random_faults_are_limited_per_image() -> None:
+    """An image gets at most ``max_per_image`` random faults; scripts take precedence."""
     plan = FaultPlan()
     plan.random(1, [Kind.HTML], max_per_image=2)
     plan.script("a", [None, Fault(Kind.JSON)])
-    taken = [plan.take("a", "storage") for _ in range(6)]
-    assert [fault.kind if fault else None for fault in taken] == [None, Kind.JSON, Kind.HTML, Kind.HTML, None, None]
+    faults = [plan.take("a", "storage") for _ in range(6)]
+    assert [fault.kind if fault else None for fault in faults] == [None, Kind.JSON, Kind.HTML, Kind.HTML, None, None]
     assert plan.injected == {Kind.JSON: 1, Kind.HTML: 2}
     assert plan.take("a", "api") is None
 
@@ -500,7 +518,7 @@ def test_chance_has_a_limit_per_image() -> None:
     ],
     ids=lambda value: value.kind if isinstance(value, Fault) else value,
 )
-def test_impossible_faults_are_refused(origin: Origin, fault: Fault) -> None:
-    """A fault which an origin cannot commit is an error of the test, said at once."""
-    with pytest.raises(ValueError, match=r"cannot misbehave|after_bytes|gate|location"):
+def test_impossible_faults_raise(origin: Origin, fault: Fault) -> None:
+    """A fault that an origin cannot inject raises when it is scripted."""
+    with pytest.raises(ValueError, match=r"cannot be injected|after_bytes|gate|location"):
         FaultPlan().script("a", [fault], origin=origin)

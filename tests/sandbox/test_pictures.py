@@ -1,4 +1,4 @@
-"""Pictures: decodable, of the asked format and size, and the same each time."""
+"""Pictures: decodable, of the requested format and size, and deterministic."""
 
 import io
 import sys
@@ -7,23 +7,23 @@ import pytest
 from PIL import Image
 
 from service.sandbox import DEMO_ORDER_ID, LARGE_ORDER_ID, Sandbox, SandboxUnavailableError
-from service.sandbox.pictures import Studio, Subject
+from service.sandbox.pictures import PictureRenderer, Scene
 from service.sandbox.variants import Variant
 
-SUBJECT = Subject(seed=7, label="a.jpg")
+SCENE = Scene(seed=7, label="a.jpg")
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    return Studio()
+def renderer() -> PictureRenderer:
+    return PictureRenderer()
 
 
 @pytest.mark.parametrize("format_", ["jpeg", "png", "webp", "avif", "jxl"])
-def test_every_format_decodes(studio: Studio, format_: str) -> None:
-    """A picture is really of the format that was asked for."""
-    if format_ not in studio.formats:
+def test_every_format_decodes(renderer: PictureRenderer, format_: str) -> None:
+    """A picture has the requested format."""
+    if format_ not in renderer.formats:
         pytest.skip("this Pillow cannot write it")
-    with Image.open(io.BytesIO(studio.render(SUBJECT, Variant(format=format_)))) as picture:
+    with Image.open(io.BytesIO(renderer.render(SCENE, Variant(format=format_)))) as picture:
         picture.load()
         assert (picture.format or "").lower() == format_
         assert picture.width == 640
@@ -42,33 +42,33 @@ def test_every_format_decodes(studio: Studio, format_: str) -> None:
         (Variant(max_width=1), 1),
     ],
 )
-def test_sizes(studio: Studio, variant: Variant, width: int) -> None:
-    """Preview, width and scale are honoured."""
-    with Image.open(io.BytesIO(studio.render(SUBJECT, variant))) as picture:
+def test_width_follows_the_variant(renderer: PictureRenderer, variant: Variant, width: int) -> None:
+    """Preview, ``max_width`` and ``scale`` determine the width."""
+    with Image.open(io.BytesIO(renderer.render(SCENE, variant))) as picture:
         assert picture.width == width
 
 
-def test_quality_changes_the_size(studio: Studio) -> None:
+def test_lower_quality_is_smaller(renderer: PictureRenderer) -> None:
     """Lower quality means fewer bytes."""
-    sizes = [len(studio.render(SUBJECT, Variant(quality=quality))) for quality in (5, 50, 90)]
+    sizes = [len(renderer.render(SCENE, Variant(quality=quality))) for quality in (5, 50, 90)]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 3
 
 
-def test_watermarks(studio: Studio) -> None:
+def test_watermark_is_drawn_on_request_and_in_dev_mode(renderer: PictureRenderer) -> None:
     """A watermark is drawn on request and always in dev mode."""
-    plain = studio.render(SUBJECT, Variant())
-    assert studio.render(SUBJECT, Variant(watermark=False)) == plain
-    marked = studio.render(SUBJECT, Variant(watermark=True))
+    plain = renderer.render(SCENE, Variant())
+    assert renderer.render(SCENE, Variant(watermark=False)) == plain
+    marked = renderer.render(SCENE, Variant(watermark=True))
     assert marked != plain
-    assert studio.render(SUBJECT, Variant(dev_mode=True, watermark=False)) == marked
+    assert renderer.render(SCENE, Variant(dev_mode=True, watermark=False)) == marked
 
 
 def test_rendering_is_deterministic() -> None:
-    """Two studios draw the same bytes."""
+    """Two renderers draw the same bytes."""
     for format_ in ("jpeg", "png"):
         variant = Variant(format=format_, preview=False)
-        assert Studio().render(SUBJECT, variant) == Studio().render(SUBJECT, variant)
+        assert PictureRenderer().render(SCENE, variant) == PictureRenderer().render(SCENE, variant)
 
 
 def test_all_images_differ() -> None:
@@ -84,8 +84,8 @@ def test_all_images_differ() -> None:
     assert len(set(png)) == 5
 
 
-async def test_without_pillow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting without Pillow fails with words that help."""
+async def test_start_without_pillow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow the start fails with the name of the extra to install."""
     monkeypatch.delitem(sys.modules, "service.sandbox.pictures", raising=False)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(SandboxUnavailableError, match=r"extra 'sandbox'"):

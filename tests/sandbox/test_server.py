@@ -1,4 +1,4 @@
-"""Starting and closing: loopback only, nothing left behind, nothing shared with the service."""
+"""Start and close of the sandbox: nothing is left behind, nothing is shared with the service."""
 
 import ast
 import asyncio
@@ -14,8 +14,8 @@ from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
 StorageUrl = Callable[..., Awaitable[str]]
 
 
-def test_it_imports_nothing_else_of_the_service() -> None:
-    """The stand-in must not share code with what it is to test."""
+def test_sandbox_imports_nothing_of_the_service() -> None:
+    """The test double must not share code with what it tests."""
     folder = Path(service.sandbox.__file__).parent
     for path in folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -28,17 +28,17 @@ def test_it_imports_nothing_else_of_the_service() -> None:
 @pytest.mark.parametrize(
     ("kind", "after_bytes"),
     [
-        (Kind.SILENCE, None),
-        (Kind.SILENCE, 0),
-        (Kind.SILENCE, 1000),
+        (Kind.STALL, None),
+        (Kind.STALL, 0),
+        (Kind.STALL, 1000),
         (Kind.PAUSE, None),
         (Kind.PAUSE, 1000),
         (Kind.DRIP, None),
         (Kind.SLOW_START, None),
     ],
 )
-async def test_closing_ends_everything(kind: Kind, after_bytes: int | None) -> None:
-    """Handlers that wait for whatever end with the sandbox; no task and no connection stays."""
+async def test_close_ends_all_handlers(kind: Kind, after_bytes: int | None) -> None:
+    """Waiting handlers end with the sandbox; no task and no connection is left."""
     before = asyncio.all_tasks()
     sandbox = Sandbox()
     await sandbox.start()
@@ -65,8 +65,8 @@ async def _download(session: ClientSession, url: str, key: str) -> None:
         await response.read()
 
 
-async def test_closing_with_a_client_that_does_not_read(sandbox: Sandbox, session: ClientSession) -> None:
-    """A full socket does not hold up the end."""
+async def test_close_does_not_wait_for_slow_clients(sandbox: Sandbox, session: ClientSession) -> None:
+    """A full socket does not delay the close."""
     image_id = sandbox.add_order([SandboxImage(size_bytes=4 * 1024**3)]).images[0].image_id
     async with session.get(f"{sandbox.api_base}/images/{image_id}/preview") as response:
         assert sandbox.active_requests == 1
@@ -75,8 +75,8 @@ async def test_closing_with_a_client_that_does_not_read(sandbox: Sandbox, sessio
         assert response.status == 200
 
 
-async def test_a_client_that_leaves_stops_its_response(sandbox: Sandbox, session: ClientSession) -> None:
-    """The end of a connection ends the work for it."""
+async def test_disconnect_ends_the_response(sandbox: Sandbox, session: ClientSession) -> None:
+    """The handler ends when its client disconnects."""
     image_id = sandbox.add_order([SandboxImage(size_bytes=4 * 1024**3)]).images[0].image_id
     async with session.get(f"{sandbox.api_base}/images/{image_id}/preview") as response:
         await response.content.readexactly(1000)
@@ -88,8 +88,8 @@ async def test_a_client_that_leaves_stops_its_response(sandbox: Sandbox, session
     assert record.bytes_sent < 4 * 1024**3
 
 
-async def test_ports_can_be_chosen_and_taken_again(sandbox: Sandbox) -> None:
-    """The same ports serve the next sandbox; taken ones are an error that leaves nothing open."""
+async def test_ports_can_be_chosen_and_reused(sandbox: Sandbox) -> None:
+    """The next sandbox can use the same ports; ports in use are an error that leaves nothing open."""
     api_port, storage_port = (int(origin.rsplit(":")[-1]) for origin in (sandbox.api_origin, sandbox.storage_origin))
     with pytest.raises(OSError, match="address already in use"):
         await Sandbox(0, storage_port).start()
@@ -98,15 +98,15 @@ async def test_ports_can_be_chosen_and_taken_again(sandbox: Sandbox) -> None:
         assert next_one.api_base == f"http://127.0.0.1:{api_port}/v3"
 
 
-async def test_seeds_make_worlds(sandbox: Sandbox) -> None:
-    """The same seed means the same pictures; another seed means others."""
+async def test_seed_determines_the_pictures(sandbox: Sandbox) -> None:
+    """The same seed draws the same pictures, another seed others."""
     image_id = sandbox.orders[DEMO_ORDER_ID].images[0].image_id
     assert Sandbox(seed=1).body(image_id) == sandbox.body(image_id)
     assert Sandbox(seed=2).body(image_id) != sandbox.body(image_id)
 
 
-async def test_latency_delays_the_first_byte(sandbox: Sandbox, session: ClientSession) -> None:
-    """The benchmark's knob changes nothing else."""
+async def test_latency_changes_no_content(sandbox: Sandbox, session: ClientSession) -> None:
+    """``latency_seconds`` does not change the body."""
     sandbox.latency_seconds = 0.001
     image_id = sandbox.orders[DEMO_ORDER_ID].images[0].image_id
     async with session.get(f"{sandbox.api_base}/images/{image_id}/preview") as response:

@@ -1,4 +1,4 @@
-"""The storage origin: keys, ranges, and bodies of every kind."""
+"""Storage origin: credentials, ranges, and all kinds of bodies."""
 
 import zlib
 from collections.abc import Awaitable, Callable
@@ -18,8 +18,10 @@ def image_id(sandbox: Sandbox) -> str:
     return sandbox.add_order([SandboxImage("a.jpg", body=BODY)]).images[0].image_id
 
 
-async def test_the_key_is_refused(sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl) -> None:
-    """A request with the API's key is answered 403 and remembered as a leak."""
+async def test_api_key_is_rejected_and_recorded(
+    sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl
+) -> None:
+    """A request with the API key is 403 and recorded as a leak."""
     url = await storage_url(sandbox.orders[DEMO_ORDER_ID].images[0].image_id)
     async with session.get(url, headers={"X-API-Key": sandbox.api_key}) as response:
         assert response.status == 403
@@ -29,21 +31,21 @@ async def test_the_key_is_refused(sandbox: Sandbox, session: ClientSession, stor
         assert response.status == 200
 
 
-async def test_other_credentials_are_refused(session: ClientSession, storage_url: StorageUrl, image_id: str) -> None:
+async def test_authorization_header_is_rejected(session: ClientSession, storage_url: StorageUrl, image_id: str) -> None:
     """As S3 does, a presigned URL together with an Authorization header is an error."""
     async with session.get(await storage_url(image_id), headers={"Authorization": "Bearer x"}) as response:
         assert response.status == 400
 
 
 @pytest.mark.parametrize("path", ["/enhanced/x", "/enhanced/x?X-Amz-Signature=0", "/other"])
-async def test_unsigned_addresses_are_refused(sandbox: Sandbox, session: ClientSession, path: str) -> None:
+async def test_unsigned_urls_are_rejected(sandbox: Sandbox, session: ClientSession, path: str) -> None:
     """Nothing is served without a signature."""
     async with session.get(sandbox.storage_origin + path) as response:
         assert response.status in {403, 404}
         assert response.content_type == "application/xml"
 
 
-async def test_a_get_signature_is_not_good_for_head(
+async def test_get_signature_is_invalid_for_head(
     session: ClientSession, storage_url: StorageUrl, image_id: str
 ) -> None:
     """Presigned URLs are signed for one method."""
@@ -52,7 +54,7 @@ async def test_a_get_signature_is_not_good_for_head(
 
 
 async def test_targets_expire(sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, image_id: str) -> None:
-    """Expired addresses answer with S3's 403; new ones work."""
+    """Expired URLs get S3's 403; new ones work."""
     url = await storage_url(image_id)
     sandbox.expire_targets()
     async with session.get(url) as response:
@@ -63,7 +65,7 @@ async def test_targets_expire(sandbox: Sandbox, session: ClientSession, storage_
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "start", "stop"),
+    ("range_header", "status", "start", "stop"),
     [
         ("bytes=0-", 206, 0, 100),
         ("bytes=10-", 206, 10, 100),
@@ -80,11 +82,18 @@ async def test_targets_expire(sandbox: Sandbox, session: ClientSession, storage_
         ("bytes=-", 200, 0, 100),
     ],
 )
-async def test_ranges(
-    session: ClientSession, storage_url: StorageUrl, image_id: str, *, asked: str, status: int, start: int, stop: int
+async def test_single_ranges_are_served(
+    session: ClientSession,
+    storage_url: StorageUrl,
+    image_id: str,
+    *,
+    range_header: str,
+    status: int,
+    start: int,
+    stop: int,
 ) -> None:
-    """Single ranges are served, unsatisfiable ones refused, all others ignored."""
-    async with session.get(await storage_url(image_id), headers={"Range": asked}) as response:
+    """Single ranges are served, unsatisfiable ones are 416, all others ignored."""
+    async with session.get(await storage_url(image_id), headers={"Range": range_header}) as response:
         content = await response.read()
     assert response.status == status
     if status == 416:
@@ -108,36 +117,36 @@ async def test_ranges(
         ("nonsense", 200),
     ],
 )
-async def test_if_range(
+async def test_if_range_compares_strongly(
     session: ClientSession, storage_url: StorageUrl, image_id: str, if_range: str, status: int
 ) -> None:
-    """A part is served only if the strong entity tag or the date is the same."""
+    """A part is served only if the strong entity tag or the date matches."""
     async with session.get(await storage_url(image_id)) as response:
-        known = {"etag": response.headers["ETag"], "modified": response.headers["Last-Modified"]}
-    headers = {"Range": "bytes=50-", "If-Range": if_range.format_map(known)}
+        validators = {"etag": response.headers["ETag"], "modified": response.headers["Last-Modified"]}
+    headers = {"Range": "bytes=50-", "If-Range": if_range.format_map(validators)}
     async with session.get(await storage_url(image_id), headers=headers) as response:
         assert response.status == status
         assert await response.read() == (BODY[50:] if status == 206 else BODY)
 
 
 @pytest.mark.parametrize(
-    ("switch", "missing", "status"),
+    ("field", "missing", "status"),
     [("etags", "ETag", 200), ("ranges", "Accept-Ranges", 200), ("content_lengths", "Content-Length", 206)],
 )
 @pytest.mark.parametrize("own", [True, False], ids=["of the image", "of the sandbox"])
-async def test_switches(
+async def test_headers_can_be_disabled(
     sandbox: Sandbox,
     session: ClientSession,
     storage_url: StorageUrl,
     *,
     image_id: str,
-    switch: str,
+    field: str,
     missing: str,
     status: int,
     own: bool,
 ) -> None:
-    """Entity tags, ranges and lengths can be switched off for one image or for all."""
-    setattr(sandbox.image(image_id) if own else sandbox, switch, False)
+    """Entity tags, ranges and lengths can be disabled for one image or for all."""
+    setattr(sandbox.image(image_id) if own else sandbox, field, False)
     async with session.get(await storage_url(image_id)) as response:
         assert missing not in response.headers
         etag = response.headers.get("ETag", '"none"')
@@ -147,10 +156,8 @@ async def test_switches(
         assert response.status == status
 
 
-async def test_given_bodies_ignore_parameters(
-    sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl
-) -> None:
-    """A given body is served as it is, with its own type."""
+async def test_own_body_ignores_parameters(sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl) -> None:
+    """A body set by the test is served unchanged, with its own type."""
     image = SandboxImage("a", body=b"\x89PNG not really", content_type="image/x-test")
     image_id = sandbox.add_order([image]).images[0].image_id
     async with session.get(await storage_url(image_id, "format=webp&preview=false&max_width=3")) as response:
@@ -159,8 +166,10 @@ async def test_given_bodies_ignore_parameters(
 
 
 @pytest.mark.parametrize("size", [1, 21, 22, 1000, 1_000_003, 3_000_000])
-async def test_generated_bodies(sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, size: int) -> None:
-    """A generated body has its size, a JPEG's beginning and end, and the same bytes from any offset."""
+async def test_generated_body_is_consistent(
+    sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl, size: int
+) -> None:
+    """A generated body has its size, a JPEG's start and end, and the same bytes from any offset."""
     image_id = sandbox.add_order([SandboxImage(size_bytes=size)]).images[0].image_id
     whole = sandbox.body(image_id)
     assert len(whole) == size
@@ -173,8 +182,10 @@ async def test_generated_bodies(sandbox: Sandbox, session: ClientSession, storag
                 assert await response.read() == whole[start:]
 
 
-async def test_huge_bodies_are_not_held(sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl) -> None:
-    """Four gigabytes can be promised and read from anywhere, but not asked for as bytes."""
+async def test_huge_bodies_are_not_held_in_memory(
+    sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl
+) -> None:
+    """Four gigabytes can be served from any offset, but not returned as bytes."""
     image_id = sandbox.add_order([SandboxImage(size_bytes=4 * 1024**3)]).images[0].image_id
     async with session.get(await storage_url(image_id), headers={"Range": "bytes=-4"}) as response:
         assert response.headers["Content-Range"] == "bytes 4294967292-4294967295/4294967296"
@@ -184,7 +195,7 @@ async def test_huge_bodies_are_not_held(sandbox: Sandbox, session: ClientSession
 
 
 async def test_connections_are_reused(sandbox: Sandbox, session: ClientSession, storage_url: StorageUrl) -> None:
-    """Healthy answers leave the connection open for the next request."""
+    """Responses without a fault keep the connection open for the next request."""
     images = sandbox.orders[DEMO_ORDER_ID].images[:3]
     for image in images:
         await (await session.get(await storage_url(image.image_id))).read()

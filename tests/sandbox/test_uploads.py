@@ -1,4 +1,4 @@
-"""Uploads: registration, the signed PUT, processing by polls, and the documented limits."""
+"""Uploads: creation, the signed PUT, processing by polls, and the documented limits."""
 
 import asyncio
 import io
@@ -35,8 +35,8 @@ async def register(
         return registered
 
 
-async def test_an_upload_is_enhanced(sandbox: Sandbox, session: ClientSession, key: dict[str, str]) -> None:
-    """The whole way: order, image, file, polls, and a brighter picture."""
+async def test_upload_is_enhanced(sandbox: Sandbox, session: ClientSession, key: dict[str, str]) -> None:
+    """Order, image, file and polls end in a brighter picture."""
     async with session.post(f"{sandbox.api_base}/orders/", json={"name": "Mine"}, headers=key) as response:
         order = await response.json()
     image = await register(sandbox, session, order_id=order["order_id"], enhance_type="warm")
@@ -60,8 +60,8 @@ async def test_an_upload_is_enhanced(sandbox: Sandbox, session: ClientSession, k
             assert original.getpixel((10, 10)) == (100, 100, 100)
 
 
-async def test_what_cannot_be_decoded_is_drawn(sandbox: Sandbox, session: ClientSession) -> None:
-    """A file of an unknown kind still becomes a picture."""
+async def test_undecodable_upload_is_drawn(sandbox: Sandbox, session: ClientSession) -> None:
+    """A file of an unknown format still becomes a picture."""
     sandbox.processing_polls = 0
     image = await register(sandbox, session, "mine.CR2")
     await session.put(image["upload_url"], data=b"raw" * 1000, headers=OCTETS)
@@ -70,8 +70,8 @@ async def test_what_cannot_be_decoded_is_drawn(sandbox: Sandbox, session: Client
             assert enhanced.width == 640
 
 
-async def test_an_own_order_id_must_be_new(sandbox: Sandbox, session: ClientSession, key: dict[str, str]) -> None:
-    """The second order of the same id is a conflict."""
+async def test_duplicate_order_id_is_409(sandbox: Sandbox, session: ClientSession, key: dict[str, str]) -> None:
+    """The second order with the same id is a conflict."""
     statuses = []
     for _ in range(2):
         url = f"{sandbox.api_base}/orders"
@@ -81,8 +81,8 @@ async def test_an_own_order_id_must_be_new(sandbox: Sandbox, session: ClientSess
     assert sandbox.orders["mine-1"].name is None
 
 
-async def test_orders_come_into_being_by_images(sandbox: Sandbox, session: ClientSession) -> None:
-    """An image without an order gets one, and one of an unknown order creates it."""
+async def test_image_creates_its_order(sandbox: Sandbox, session: ClientSession) -> None:
+    """An image without an order id, or with an unknown one, creates the order."""
     unnamed = await register(sandbox, session)
     named = await register(sandbox, session, order_id="new")
     assert unnamed["order_id"] in sandbox.orders
@@ -110,10 +110,10 @@ async def test_old_versions_sign_the_declared_type(
     ],
     ids=["type", "key"],
 )
-async def test_refused_files(
+async def test_put_must_match_the_signature(
     sandbox: Sandbox, session: ClientSession, headers: dict[str, str], status: int, code: str
 ) -> None:
-    """A PUT must match what was signed, and bring no key."""
+    """A PUT must have the signed type, and no API key."""
     image = await register(sandbox, session)
     async with session.put(image["upload_url"], data=b"1234", headers=headers) as response:
         assert response.status == status
@@ -121,31 +121,31 @@ async def test_refused_files(
     assert sandbox.image(image["image_id"]).status == "waiting"
 
 
-async def test_a_file_without_length_is_refused(sandbox: Sandbox, session: ClientSession) -> None:
-    """As at S3, the length must be known beforehand."""
+async def test_put_without_length_is_rejected(sandbox: Sandbox, session: ClientSession) -> None:
+    """Content-Length is required, as at S3."""
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         yield b"1234"
 
     image = await register(sandbox, session)
-    async with session.put(image["upload_url"], data=pieces(), headers=OCTETS) as response:
+    async with session.put(image["upload_url"], data=chunks(), headers=OCTETS) as response:
         assert response.status == 411
         assert "<Code>MissingContentLength</Code>" in await response.text()
 
 
-async def test_half_a_file_is_no_upload(sandbox: Sandbox, session: ClientSession) -> None:
-    """A client that leaves in the middle leaves nothing behind, and may come again."""
-    left = asyncio.Event()
+async def test_aborted_upload_leaves_nothing(sandbox: Sandbox, session: ClientSession) -> None:
+    """A client that disconnects during the PUT leaves no file, and may retry."""
+    first_part_sent = asyncio.Event()
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         yield b"1234"
-        left.set()
+        first_part_sent.set()
         await asyncio.get_running_loop().create_future()
 
     image = await register(sandbox, session)
     headers = {**OCTETS, "Content-Length": "1000"}
-    putting = asyncio.create_task(_put(session, image["upload_url"], pieces(), headers))
-    await left.wait()
+    putting = asyncio.create_task(_put(session, image["upload_url"], chunks(), headers))
+    await first_part_sent.wait()
     await sandbox.wait_until(lambda: sandbox.active_requests == 1)
     putting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -161,8 +161,8 @@ async def _put(session: ClientSession, url: str, data: AsyncIterator[bytes] | by
         assert response.status == 200
 
 
-async def test_an_unsigned_put_is_refused(sandbox: Sandbox, session: ClientSession) -> None:
-    """Nobody can replace an image without an address that was handed out."""
+async def test_unsigned_put_is_rejected(sandbox: Sandbox, session: ClientSession) -> None:
+    """An image cannot be replaced without a signed URL."""
     image_id = sandbox.orders[DEMO_ORDER_ID].images[0].image_id
     url = f"{sandbox.storage_origin}/uploads/{image_id}"
     async with session.put(url, data=b"1234", headers=OCTETS) as response:
@@ -170,15 +170,15 @@ async def test_an_unsigned_put_is_refused(sandbox: Sandbox, session: ClientSessi
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"order_id": "x"}', b'{"image_name": 7}'])
-async def test_bad_registrations(sandbox: Sandbox, session: ClientSession, key: dict[str, str], body: bytes) -> None:
-    """What is no registration is a 422."""
+async def test_invalid_image_is_422(sandbox: Sandbox, session: ClientSession, key: dict[str, str], body: bytes) -> None:
+    """An invalid JSON body is a 422."""
     async with session.post(f"{sandbox.api_base}/images", data=body, headers=key) as response:
         assert response.status == 422
         assert (await response.json())["message"] == "Validation error"
 
 
-async def test_one_name_thirty_times_an_hour(sandbox: Sandbox, session: ClientSession, key: dict[str, str]) -> None:
-    """The thirty-first registration of a name within an hour is refused."""
+async def test_same_name_is_limited_per_hour(sandbox: Sandbox, session: ClientSession, key: dict[str, str]) -> None:
+    """The thirty-first image of the same name within an hour is a 429."""
     now = 0.0
     sandbox.clock = lambda: now
     sandbox.rate_limit = None
@@ -192,8 +192,8 @@ async def test_one_name_thirty_times_an_hour(sandbox: Sandbox, session: ClientSe
     await register(sandbox, session, "same.jpg")
 
 
-async def test_above_the_daily_cap_images_fail(sandbox: Sandbox, session: ClientSession) -> None:
-    """Above the cap an image ends in an error with its reason, not in a 429."""
+async def test_daily_limit_fails_images(sandbox: Sandbox, session: ClientSession) -> None:
+    """Above the limit an image becomes an error with a reason, not a 429."""
     sandbox.daily_enhancements = 1
     images = [await register(sandbox, session, name) for name in ("a.jpg", "b.jpg")]
     for image in images:
@@ -203,8 +203,8 @@ async def test_above_the_daily_cap_images_fail(sandbox: Sandbox, session: Client
     assert (second.status, bool(second.status_reason)) == ("error", True)
 
 
-async def test_uploads_go_wrong_as_scripted(sandbox: Sandbox, session: ClientSession) -> None:
-    """A PUT can be made to fail; the next one is received."""
+async def test_upload_faults_are_scripted(sandbox: Sandbox, session: ClientSession) -> None:
+    """A PUT can fail; the next one is received."""
     image = await register(sandbox, session)
     sandbox.faults.script(image["image_id"], [Fault(Kind.STATUS, status=503, json_body=False)], origin="upload")
     for status in (503, 200):
@@ -212,8 +212,8 @@ async def test_uploads_go_wrong_as_scripted(sandbox: Sandbox, session: ClientSes
             assert response.status == status
 
 
-async def test_nothing_of_an_upload_stays_on_disk(session: ClientSession) -> None:
-    """PartialImage files are gone when the sandbox is closed."""
+async def test_close_deletes_uploaded_files(session: ClientSession) -> None:
+    """Uploaded files are deleted when the sandbox is closed."""
     async with Sandbox() as sandbox:
         image = await register(sandbox, session)
         await session.put(image["upload_url"], data=picture(), headers=OCTETS)

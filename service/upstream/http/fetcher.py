@@ -19,8 +19,8 @@ import structlog
 from yarl import URL
 
 from service.model import Failure, Hop, Reason
-from service.monitoring.logs import outgoing_traceparent
 from service.monitoring.metrics import Metrics
+from service.monitoring.tracing import outgoing_traceparent
 from service.upstream.health import UpstreamHealth
 from service.upstream.http.connector import GuardedConnector
 from service.upstream.http.headers import retry_after_seconds

@@ -453,7 +453,7 @@ async def test_order_names_cannot_break_a_header(
         pytest.param(Fault(Kind.STATUS, status=503, json_body=False), 502, "upstream-failed", id="503 not JSON"),
         pytest.param(Fault(Kind.STATUS, status=418), 502, "upstream-failed", id="418"),
         pytest.param(Fault(Kind.RESET), 502, "upstream-failed", id="reset"),
-        pytest.param(Fault(Kind.SILENCE), 504, "upstream-timeout", id="silence"),
+        pytest.param(Fault(Kind.STALL), 504, "upstream-timeout", id="silence"),
         pytest.param(Fault(Kind.NOT_JSON), 502, "upstream-invalid-response", id="not JSON"),
         pytest.param(Fault(Kind.WRONG_SHAPE), 502, "upstream-invalid-response", id="wrong shape"),
         pytest.param(Fault(Kind.HTML), 502, "upstream-invalid-response", id="HTML with 200"),

@@ -222,7 +222,7 @@ async def look_ups(world: World, method: str, service: str, path: str, **options
         (Fault(Kind.STATUS, status=401), 502),
         (Fault(Kind.NOT_JSON), 502),
         (Fault(Kind.RESET), 502),
-        (Fault(Kind.SILENCE), 504),
+        (Fault(Kind.STALL), 504),
     ):
         world.sandbox.faults.order(DEMO_ORDER_ID, [fault])
         await world.ask(method, service + path, status, **options)

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from service.errors import SettingsError
-from service.monitoring.logs import Trace, outgoing_traceparent, read_traceparent, request_context
 from service.monitoring.recent_errors import ERRORS_KEPT, MAX_DETAIL_CHARACTERS, RecentErrors
+from service.monitoring.tracing import Trace, outgoing_traceparent, read_traceparent, request_context
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
 from service.server.run import running
 from service.settings import load_settings
@@ -134,7 +134,7 @@ def test_breaker(steps: Sequence[str | float], is_open: bool) -> None:  # noqa: 
     [
         pytest.param(Fault(Kind.STATUS, status=503), True, id="503"),
         pytest.param(Fault(Kind.RESET), True, id="reset"),
-        pytest.param(Fault(Kind.SILENCE), True, id="silence"),
+        pytest.param(Fault(Kind.STALL), True, id="silence"),
         pytest.param(Fault(Kind.STATUS, status=404), False, id="404 is an answer"),
         pytest.param(Fault(Kind.STATUS, status=429), False, id="429 is an answer"),
     ],
