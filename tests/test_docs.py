@@ -21,7 +21,7 @@ from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 from yarl import URL
 
-from service.archive.plan import PARAMETERS, ArchiveOptions
+from service.archive.parameters import PARAMETERS, ArchiveOptions
 from service.archive.report import MANIFEST_NAME, PLAIN_WORDS, Retry
 from service.errors import concrete_errors
 from service.model import ImageOptions, Reason

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.archive.naming import entry_stems
-from service.archive.plan import TAKEN_OUT, ArchiveOptions, ArchivePlan, PlannedImage, unavailable
+from service.archive.parameters import ArchiveOptions
+from service.archive.plan import TAKEN_OUT, ArchivePlan, PlannedImage, unavailable
 from service.model import Failure, Image, Order, Readiness, Reason
 
 # An image that so many look-ups in a row do not list is gone. One may miss it: an order that is being merged lists

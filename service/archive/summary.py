@@ -5,7 +5,8 @@ from enum import StrEnum
 from typing import Any
 
 from service.archive.naming import archive_filename, entry_name
-from service.archive.plan import ArchiveOptions, PlannedImage, select_images, unavailable
+from service.archive.parameters import ArchiveOptions
+from service.archive.plan import PlannedImage, select_images, unavailable
 from service.model import Order, Readiness
 
 # The extension that the format asked for usually brings; the real one follows the real type.

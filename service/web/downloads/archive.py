@@ -14,7 +14,8 @@ from aiohttp import HttpVersion11, web
 from yarl import URL
 
 from service.archive.naming import archive_filename, content_disposition
-from service.archive.plan import TAKEN_OUT, ArchivePlan, check_archive_id, check_order_id, parse_options, plan_archive
+from service.archive.parameters import check_archive_id, check_order_id, parse_parameters
+from service.archive.plan import TAKEN_OUT, ArchivePlan, plan_archive
 from service.archive.plan_updates import PlanUpdater, may_change
 from service.archive.report import ReportContext
 from service.errors import InvalidArchiveId, InvalidParameter
@@ -77,7 +78,7 @@ async def _serve(request: web.Request, services: Services, record: ArchiveRecord
     if _chosen_archive_id(request) is not None and request.method != "HEAD" and not_resumable is None:
         services.receipts.file(record.receipt)
     order_id = check_order_id(order_id)
-    options = parse_options((name, value) for name, value in request.query.items() if name != LINK)
+    options = parse_parameters((name, value) for name, value in request.query.items() if name != LINK)
     require_full_quality(role, options.image)
     if options.wait > services.wait_max_seconds:
         raise InvalidParameter("wait", f"'wait' must be at most {services.wait_max_seconds} here.")
