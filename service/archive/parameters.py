@@ -176,7 +176,7 @@ class ArchiveParameters(BaseModel):
         examples=[300],
     )
     only: tuple[_ImageId, ...] = Field(
-        _ARCHIVE.only, description="Image id to include. Repeatable, unlike every other parameter. Default: all images."
+        _ARCHIVE.only, description="Image id to include. Repeatable, unlike every other parameter."
     )
 
     def options(self) -> ArchiveOptions:
