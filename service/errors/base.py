@@ -79,7 +79,7 @@ def problem_meaning(error: type[ServiceError]) -> str:
     return " ".join(paragraph.split()).replace("``", "`")
 
 
-def explain_problem(error: type[ServiceError]) -> str:
+def explanation(error: type[ServiceError]) -> str:
     """Return the explanation of a problem type for people (RFC 9457 section 4.1)."""
     return (
         f"{error.title} ({error.status}, {error.slug})\n\n{problem_meaning(error)}\n\nWhat to do: {error.advice}\n\n"

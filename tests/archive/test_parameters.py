@@ -1,4 +1,4 @@
-"""Query parameters of a download: every parameter's edges, and the words of each refusal."""
+"""Query parameters of a download: the bounds of each, and the detail of each rejection."""
 
 import uuid
 
@@ -30,8 +30,8 @@ UUID = "3f2b8c1e-5d4a-4e6f-9a7b-0c1d2e3f4a5b"
         pytest.param("ffffffff-ffff-ffff-ffff-ffffffffffff", id="max"),
     ],
 )
-def test_order_id(text: str) -> None:
-    """A UUID in its usual form is taken as it is, whatever its version."""
+def test_order_id_accepts_any_uuid(text: str) -> None:
+    """A UUID in its usual form is returned unchanged, whatever its version."""
     assert check_order_id(text) == text
 
 
@@ -58,19 +58,19 @@ def test_order_id(text: str) -> None:
         pytest.param(UUID.replace("-", "\u2010"), id="other_dashes"),
     ],
 )
-def test_what_is_no_order_id(text: str) -> None:
-    """Anything else is refused before the upstream is asked."""
+def test_order_id_rejects_other_text(text: str) -> None:
+    """Anything else is rejected before any upstream request."""
     with pytest.raises(InvalidOrderId):
         check_order_id(text)
 
 
 @given(st.uuids())
-def test_every_uuid_is_an_order_id(order_id: uuid.UUID) -> None:
+def test_order_id_accepts_every_uuid(order_id: uuid.UUID) -> None:
     """No version or variant is preferred."""
     assert check_order_id(str(order_id)) == str(order_id)
 
 
-def test_defaults() -> None:
+def test_no_parameters_give_the_defaults() -> None:
     """Without parameters the archive is a free preview of all images, and failures are reported."""
     assert parse_parameters([]) == ArchiveOptions(
         image=ImageOptions(format="jpeg", quality=None, preview=True, dev_mode=False),
@@ -105,7 +105,7 @@ def test_defaults() -> None:
         pytest.param("finetune", "true", ImageOptions(finetune=True), id="finetune"),
     ],
 )
-def test_image_parameter(name: str, text: str, options: ImageOptions) -> None:
+def test_image_parameter_sets_one_option(name: str, text: str, options: ImageOptions) -> None:
     """One parameter changes one option and nothing else."""
     assert parse_parameters([(name, text)]) == ArchiveOptions(image=options)
 
@@ -125,8 +125,8 @@ def test_image_parameter(name: str, text: str, options: ImageOptions) -> None:
         pytest.param("only", "a-1", ArchiveOptions(only=("a-1",)), id="only"),
     ],
 )
-def test_archive_parameter(name: str, text: str, options: ArchiveOptions) -> None:
-    """What concerns the archive as a whole is not an image option."""
+def test_archive_parameter_sets_one_option(name: str, text: str, options: ArchiveOptions) -> None:
+    """A parameter of the archive changes no image option."""
     assert parse_parameters([(name, text)]) == options
 
 
@@ -168,8 +168,8 @@ BAD_VALUES = {
     ("name", "text"),
     [pytest.param(name, text, id=f"{name}-{text[:12]!a}") for name, texts in BAD_VALUES.items() for text in texts],
 )
-def test_bad_value(name: str, text: str) -> None:
-    """A value out of range is refused with the parameter's name; it is never corrected or ignored."""
+def test_invalid_value_is_rejected(name: str, text: str) -> None:
+    """An invalid value is rejected with the parameter's name; it is never corrected or ignored."""
     with pytest.raises(InvalidParameter) as caught:
         parse_parameters([(name, text)])
 
@@ -178,16 +178,16 @@ def test_bad_value(name: str, text: str) -> None:
     assert repr(name) in caught.value.detail
 
 
-def test_every_parameter_is_tried_with_bad_values() -> None:
-    """A new parameter cannot be forgotten in the table above."""
+def test_invalid_values_cover_every_parameter() -> None:
+    """A new parameter needs invalid values in the table above."""
     assert set(BAD_VALUES) == set(PARAMETERS)
 
 
 @pytest.mark.parametrize(
     "name", ["previw", "Preview", "PREVIEW", "preview ", "", "only[]", "x" * 1000, "prev\u0131ew", "api_key"]
 )
-def test_unknown_parameter(name: str) -> None:
-    """A misspelt name is refused, so that a misspelt ``preview`` never buys images."""
+def test_unknown_parameter_is_rejected(name: str) -> None:
+    """A misspelt name is rejected, so that a misspelt ``preview`` never buys images."""
     with pytest.raises(UnknownParameter) as caught:
         parse_parameters([("format", "png"), (name, "false")])
 
@@ -196,8 +196,8 @@ def test_unknown_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(PARAMETERS) - {"only"}))
-def test_repeated_parameter(name: str) -> None:
-    """A parameter given twice is refused, even with the same value: which one was meant?"""
+def test_repeated_parameter_is_rejected(name: str) -> None:
+    """A parameter given twice is rejected, even with the same value."""
     texts = {"format": "png", "quality": "5", "max_width": "5", "scale": "0.5"}
     texts |= {
         "on_error": "abort",
@@ -215,5 +215,38 @@ def test_repeated_parameter(name: str) -> None:
 
 
 def test_only_may_repeat() -> None:
-    """``only`` collects its ids in the order given, each once."""
+    """``only`` collects its ids in the given order, each once."""
     assert parse_parameters([("only", "b"), ("format", "png"), ("only", "a"), ("only", "b")]).only == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "detail"),
+    [
+        ("format", "gif", "'format' must be one of jpeg, png, webp, avif, jxl."),
+        ("quality", "91", "'quality' must be a whole number from 1 to 90."),
+        ("preview", "yes", "'preview' must be true, false, 1 or 0."),
+        ("scale", "2", "'scale' must be a number above 0 and up to 1, such as 0.5."),
+        ("on_error", "ignore", "'on_error' must be one of report, abort."),
+        ("max_credits", "-1", "'max_credits' must be a whole number from 0 to 1000000."),
+        ("archive_id", "mine", "'archive_id' must be a UUID."),
+        ("only", "", "'only' must be the id of an image of the order."),
+    ],
+)
+def test_rejection_says_what_is_allowed(name: str, text: str, detail: str) -> None:
+    """The detail names the parameter and the allowed values."""
+    with pytest.raises(InvalidParameter) as caught:
+        parse_parameters([("dev_mode", "true"), (name, text)])
+
+    assert caught.value.detail == detail
+
+
+def test_archive_id_is_returned_in_lower_case() -> None:
+    """The case of an archive id does not matter."""
+    assert check_archive_id(UUID.upper()) == UUID
+
+
+@pytest.mark.parametrize("text", ["", "mine", UUID + "0", f"urn:uuid:{UUID}"])
+def test_archive_id_rejects_other_text(text: str) -> None:
+    """An archive id is a UUID in its usual form."""
+    with pytest.raises(InvalidArchiveId):
+        check_archive_id(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import NotConfigured, ServiceError, concrete_errors, explain_problem, problem_meaning
+from service.errors import NotConfigured, ServiceError, concrete_errors, explanation, problem_meaning
 from service.errors.reasons import CAUSES
 from service.model import ArchiveOutcome, Hop, Reason, ResumeMethod
 from service.monitoring.events import EVENTS
@@ -86,7 +86,7 @@ def test_problem_explains_itself(error: type[ServiceError]) -> None:
     for text in (problem_meaning(error), error.advice, error.example_detail):
         assert text.endswith(".")
     for text in (error.title, error.advice, error.example_detail):
-        assert text in explain_problem(error)
+        assert text in explanation(error)
 
 
 def test_features_that_are_not_configured_respond_alike() -> None:
