@@ -11,11 +11,12 @@ from service.archive.parameters import (
     ArchiveOptions,
     ManifestMode,
     OnError,
+    check_archive_id,
     check_order_id,
     parse_parameters,
 )
 from service.archive.writer import Layout
-from service.errors import InvalidOrderId, InvalidParameter, RepeatedParameter, UnknownParameter
+from service.errors import InvalidArchiveId, InvalidOrderId, InvalidParameter, RepeatedParameter, UnknownParameter
 from service.model import ImageOptions
 
 UUID = "3f2b8c1e-5d4a-4e6f-9a7b-0c1d2e3f4a5b"
