@@ -10,7 +10,7 @@ LOCKED = $(shell sed -n 's/^\([a-z0-9._-]*\)==.*/\1/p' deploy/requirements.lock)
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run sandbox test soak bench chaos check fmt fmt-check lint types lock licences sbom audit clean
+.PHONY: help setup demo run sandbox test docs soak bench chaos check fmt fmt-check lint types lock licences sbom audit clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ sandbox: $(STAMP) ## start the service with a sandbox of the API: no API key, no
 
 test: $(STAMP) ## run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+docs: $(STAMP) ## write the generated tables into the documents
+	@$(BIN)/python -m tests.docs
 
 soak: $(STAMP) ## run the tests of huge archives (minutes; 12 GiB of disk)
 	@$(BIN)/python -m pytest -q -m soak tests $(ARGS)

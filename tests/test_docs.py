@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +20,7 @@ from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 from yarl import URL
 
-from service.archive.plan import PARAMETERS, ArchiveOptions
-from service.archive.report import MANIFEST_NAME, PLAIN_WORDS, Retry
-from service.errors import concrete_errors
-from service.model import ImageOptions, Reason
+from service.archive.report import MANIFEST_NAME
 from service.monitoring.metrics import Metrics
 from service.sandbox import DEMO_ORDER_ID, Kind
 from service.settings import Settings, describe_settings
@@ -49,7 +45,6 @@ COMMAND_SECONDS = 60
 _VOLATILE = frozenset({"archive_id", "created_at", "bytes", "size", "crc32", "sha256"})
 
 LOG_METHODS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
-AGAIN = {Retry.NOW: "yes", Retry.LATER: "later", Retry.POINTLESS: "no"}
 
 
 class Block(NamedTuple):
@@ -82,17 +77,6 @@ def table(first_heading: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def documented(default: str) -> str:
-    """Return a default as README writes it."""
-    return "none" if default == "(none)" else default
-
-
-def test_settings_of_readme() -> None:
-    """README lists every setting with its default, and no other."""
-    expected = {name: documented(default) for name, default, _ in describe_settings()}
-    assert {name: row[0] for name, row in table("Setting").items()} == expected
-
-
 def test_settings_of_the_example_environment(tmp_path: Path) -> None:
     """.env.example shows every setting with its default, and only the key is set in it."""
     lines = re.findall(r"^(# )?([A-Z][A-Z_]+)=(.*)$", EXAMPLE_ENVIRONMENT, re.MULTILINE)
@@ -113,33 +97,6 @@ def test_settings_have_a_comment_in_the_example_environment() -> None:
     """Above each setting of .env.example stands what it means."""
     paragraphs = [one for one in EXAMPLE_ENVIRONMENT.split("\n\n") if re.search(r"^(# )?[A-Z_]+=", one, re.MULTILINE)]
     assert all(re.match(r"# [A-Z*a-z].*\n(# )?[A-Z_]+=.*\n?\Z", one) for one in paragraphs)
-
-
-def test_parameters() -> None:
-    """README lists every query parameter with its default, and no other."""
-    values: dict[str, Any] = {}
-    for options in (ArchiveOptions(), ImageOptions()):
-        values |= {one.name: getattr(options, one.name) for one in fields(options)}
-    written = {name: _as_written(values[name]) for name in PARAMETERS}
-    assert {name: row[0] for name, row in table("Parameter").items()} == {**written, "only": "all"}
-
-
-def _as_written(value: object) -> str:
-    if value is None:
-        return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def test_problems() -> None:
-    """README lists every problem type with its status, and no other."""
-    expected = {error.slug: str(error.status) for error in concrete_errors()}
-    assert {slug: row[0] for slug, row in table("Slug").items()} == expected
-
-
-def test_reasons() -> None:
-    """README lists every reason, and whether trying again helps as the report says it."""
-    expected = {reason.value: AGAIN[PLAIN_WORDS[reason][1]] for reason in Reason}
-    assert {reason: row[1] for reason, row in table("Reason").items()} == expected
 
 
 def test_faults() -> None:

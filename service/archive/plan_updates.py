@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.archive.naming import entry_stems
-from service.archive.plan import IMAGE_REMOVED, ArchiveOptions, ArchivePlan, PlannedImage, readiness_failure
+from service.archive.parameters import ArchiveOptions
+from service.archive.plan import IMAGE_REMOVED, ArchivePlan, PlannedImage, readiness_failure
 from service.model import Failure, Image, Order, Readiness, Reason
 
 # An image that this many polls in a row do not list has been removed. A single poll may miss it: an order that is being

@@ -5,7 +5,8 @@ from enum import StrEnum
 from typing import Any
 
 from service.archive.naming import archive_filename, entry_name
-from service.archive.plan import ArchiveOptions, PlannedImage, readiness_failure, select_images
+from service.archive.parameters import ArchiveOptions
+from service.archive.plan import PlannedImage, readiness_failure, select_images
 from service.model import Order, Readiness
 
 # The usual extension of each requested format. An entry's real extension follows the type of the received image.

@@ -1,78 +1,81 @@
-"""Everything that can go wrong, as one tree, and its RFC 9457 problem document.
+"""All errors as one tree, each with its RFC 9457 problem document.
 
-One file for each who must act: ``caller``, ``upstream``, ``own``; ``inner`` is what never reaches a caller. Each class
-has the HTTP status, the problem's ``type`` and title; what an instance says in ``detail`` is public. Private causes
-travel as ``__cause__`` and reach the log only.
+One file for each party that must act: ``client``, ``upstream``, ``server``; ``internal`` errors are never responses. A
+concrete class has the status, the problem's ``type`` and title, its meaning, advice and example. The ``detail`` of an
+instance is public. Private causes travel as ``__cause__`` and appear in the log only.
 
 ::
 
     ServiceError
-    ├── ClientError                   the request must change
-    │   ├── BadRequest                400
-    │   ├── InvalidOrderId            400
-    │   ├── InvalidParameter          400
-    │   │   ├── UnknownParameter      400
-    │   │   ├── RepeatedParameter     400
-    │   │   └── ImageNotInOrder       400
-    │   ├── InvalidBody               400
-    │   ├── InvalidArchiveId          400
-    │   ├── CreditsExceeded           402
-    │   ├── ArchiveNotFound           404
-    │   ├── ArchiveIdInUse            409
-    │   ├── ArchiveNotResumable       412
-    │   ├── AuthenticationRequired               401
-    │   ├── InvalidCredentials             401
-    │   ├── AdminRequired             401
-    │   ├── AdminNotConfigured             403
-    │   ├── FullQualityNotAllowed     403
-    │   ├── LinkInvalid               403
-    │   ├── LinkExpired               403
-    │   ├── TooManyAuthFailures           429
-    │   ├── WebhookUnauthorized            401
-    │   ├── WebhooksNotConfigured           403
-    │   ├── RequestBodyTimeout             408
-    │   ├── UnsupportedMediaType      415
-    │   ├── NoFilesUploaded           422
-    │   ├── NotFound             404
-    │   ├── MethodNotAllowed          405
-    │   ├── OrderNotFound             404
-    │   ├── OrderEmpty                404
-    │   ├── OrderNotReady             409
-    │   └── TooManyImages             413
-    ├── NoImagesAvailable              422  every image failed or is not ready
-    ├── ThumbnailUnavailable                 502  the page's picture of one image
-    ├── UpstreamError                 the Autoenhance API must recover
-    │   ├── UpstreamFailed            502
-    │   ├── UpstreamInvalidResponse        502  an answer we cannot read
-    │   ├── UpstreamUnauthorized        502  the service's own key is wrong
-    │   ├── UpstreamTimeout           504
-    │   └── FirstByteTimeout          504  no image in hand in time
-    ├── SentryError                   Sentry, or our access to it, must be mended
-    │   ├── SentryUnauthorized             502
-    │   ├── SentryUnavailable         502
-    │   └── SentryInvalidResponse          502
-    └── ServerError                      the operator must act, or the caller wait
-        ├── ApiKeyNotConfigured             503
-        ├── LinksNotConfigured        503
-        ├── SentryNotConfigured       503
-        ├── AtCapacity                503
-        ├── Draining                  503
-        └── InternalError             500
+    ├── ClientError                     the request must change
+    │   ├── BadRequest                  400
+    │   ├── InvalidOrderId              400
+    │   ├── InvalidParameter            400
+    │   │   ├── UnknownParameter        400
+    │   │   ├── RepeatedParameter       400
+    │   │   └── ImageNotInOrder         400
+    │   ├── InvalidBody                 400
+    │   ├── InvalidArchiveId            400
+    │   ├── AuthenticationRequired      401
+    │   ├── InvalidCredentials          401
+    │   ├── AdminRequired               401
+    │   ├── WebhookUnauthorized         401
+    │   ├── CreditsExceeded             402
+    │   ├── FullQualityNotAllowed       403
+    │   ├── LinkInvalid                 403
+    │   ├── LinkExpired                 403
+    │   ├── NotFound                    404
+    │   ├── ArchiveNotFound             404
+    │   ├── OrderNotFound               404
+    │   ├── OrderEmpty                  404
+    │   ├── MethodNotAllowed            405
+    │   ├── RequestBodyTimeout          408
+    │   ├── ArchiveIdInUse              409
+    │   ├── OrderNotReady               409
+    │   ├── ArchiveNotResumable         412
+    │   ├── TooManyImages               413
+    │   ├── UnsupportedMediaType        415
+    │   ├── NoFilesUploaded             422
+    │   └── TooManyAuthFailures         429
+    ├── NoImagesAvailable               422  every image failed or is not ready
+    ├── ThumbnailUnavailable            502
+    ├── UpstreamError                   the Autoenhance API must recover
+    │   ├── UpstreamFailed              502
+    │   ├── UpstreamInvalidResponse     502
+    │   ├── UpstreamUnauthorized        502  the service's own API key is invalid
+    │   ├── UpstreamTimeout             504
+    │   └── FirstByteTimeout            504
+    ├── SentryError                     Sentry, or the service's access to it, must recover
+    │   ├── SentryUnauthorized          502
+    │   ├── SentryUnavailable           502
+    │   └── SentryInvalidResponse       502
+    └── ServerError                     the operator must act, or the client must wait
+        ├── NotConfigured               a setting is missing
+        │   ├── ApiKeyNotConfigured     503
+        │   ├── AdminNotConfigured      503
+        │   ├── LinksNotConfigured      503
+        │   ├── WebhooksNotConfigured   503
+        │   └── SentryNotConfigured     503
+        ├── AtCapacity                  503
+        ├── Draining                    503
+        └── InternalError               500
 
-Not answers to a request, and therefore not in the tree: ``ImageFailed`` (one image could not be had; the
-archive goes on), ``ArchiveAborted`` (the response has begun and must be broken off; ``ClientStalled`` when its client
-takes nothing, ``ImageMissing`` when its caller wants all or nothing) and ``SettingsError``.
+Outside the tree, because they are not responses: ``ImageFailed`` (the final failure of one image; the archive
+continues), ``ArchiveAborted`` (the response has begun and must be aborted; ``ClientStalled`` if the client does not
+read, ``ImageMissing`` with ``on_error=abort``) and ``SettingsError``.
 """
 
 from service.errors.base import (
     PROBLEM_BASE,
     ServiceError,
     concrete_errors,
+    example_problem,
+    explanation,
     failure_list,
     problem,
+    problem_meaning,
 )
 from service.errors.client import (
-    AdminNotConfigured,
     AdminRequired,
     ArchiveIdInUse,
     ArchiveNotFound,
@@ -102,9 +105,9 @@ from service.errors.client import (
     TooManyImages,
     UnknownParameter,
     UnsupportedMediaType,
-    WebhooksNotConfigured,
     WebhookUnauthorized,
 )
+from service.errors.examples import EXAMPLE_IMAGE_ID, EXAMPLE_ORDER_ID, EXAMPLE_UUID
 from service.errors.internal import (
     ArchiveAborted,
     ClientStalled,
@@ -113,13 +116,16 @@ from service.errors.internal import (
     SettingsError,
 )
 from service.errors.server import (
+    AdminNotConfigured,
     ApiKeyNotConfigured,
     AtCapacity,
     Draining,
     InternalError,
     LinksNotConfigured,
+    NotConfigured,
     SentryNotConfigured,
     ServerError,
+    WebhooksNotConfigured,
 )
 from service.errors.upstream import (
     FirstByteTimeout,
@@ -137,6 +143,9 @@ from service.errors.upstream import (
 )
 
 __all__ = [
+    "EXAMPLE_IMAGE_ID",
+    "EXAMPLE_ORDER_ID",
+    "EXAMPLE_UUID",
     "PROBLEM_BASE",
     "AdminNotConfigured",
     "AdminRequired",
@@ -169,6 +178,7 @@ __all__ = [
     "MethodNotAllowed",
     "NoFilesUploaded",
     "NoImagesAvailable",
+    "NotConfigured",
     "NotFound",
     "OrderEmpty",
     "OrderNotFound",
@@ -196,6 +206,9 @@ __all__ = [
     "WebhookUnauthorized",
     "WebhooksNotConfigured",
     "concrete_errors",
+    "example_problem",
+    "explanation",
     "failure_list",
     "problem",
+    "problem_meaning",
 ]

@@ -1,4 +1,4 @@
-"""What is no answer to a request: signals between the parts of the service, and mistakes in its settings."""
+"""Errors that are not responses: signals between parts of the service, and invalid settings."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -7,7 +7,7 @@ from service.model import Failure
 
 
 class ImageFailed(Exception):
-    """One image could not be had, finally. The archive goes on without it."""
+    """The final failure of one image. The archive continues without it."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.reason}: {failure.detail}")
@@ -15,25 +15,25 @@ class ImageFailed(Exception):
 
 
 class ArchiveAborted(Exception):
-    """The archive cannot be finished truthfully: the connection must be broken, never ended cleanly."""
+    """The archive cannot be completed truthfully: the connection must be aborted, never closed cleanly."""
 
     slug: ClassVar[str] = "unaccounted-images"
 
 
 class ClientStalled(ArchiveAborted):
-    """The client has not taken a byte for too long."""
+    """The client has not read from the connection for ``CLIENT_STALL_SECONDS``."""
 
     slug = "client-stalled"
 
 
 class ImageMissing(ArchiveAborted):
-    """An image failed after the archive had begun, and the caller wants all or nothing."""
+    """An image failed after the first byte of the archive, and the request has ``on_error=abort``."""
 
     slug = "image-missing"
 
 
 class SettingsError(Exception):
-    """The environment does not make valid settings; ``problems`` holds one line for each mistake."""
+    """Invalid settings; ``problems`` has one line for each mistake."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))

@@ -1,100 +1,125 @@
-"""The Autoenhance API, or Sentry, did not do its part."""
+"""Errors of the upstream: the Autoenhance API, or Sentry, failed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from service.errors.base import ServiceError, failure_list
+from service.errors.examples import FAILED_IMAGE
 from service.model import Outcome
 
 
 class NoImagesAvailable(ServiceError):
-    """Not one image could be had; ``failures`` lists each with its reason."""
+    """No image is available, or with `on_error=abort` not every one; `failures` lists each with its reason."""
 
     status = 422
     slug = "no-images-available"
-    title = "None of the images could be delivered"
+    title = "No images are available"
+    advice = "See `failures`: each reason says whether a retry helps."
+    example_detail = "No image of the order is ready."
+    example_extensions: ClassVar[Mapping[str, Any]] = {"failures": [FAILED_IMAGE]}
 
     def __init__(self, detail: str, outcomes: Sequence[Outcome]) -> None:
         super().__init__(detail, failures=failure_list(outcomes))
 
 
 class UpstreamError(ServiceError):
-    """The Autoenhance API did not do its part."""
+    """The Autoenhance API failed."""
 
 
 class UpstreamFailed(UpstreamError):
-    """The order look-up failed: no connection, or a status which is not an answer."""
+    """The order look-up failed: no connection, or an unexpected status."""
 
     status = 502
     slug = "upstream-failed"
     title = "The Autoenhance API failed"
+    advice = "Retry later."
+    example_detail = "The order look-up failed: the API is unreachable."
 
 
 class UpstreamInvalidResponse(UpstreamError):
-    """The order look-up was answered with something that is not an order."""
+    """The response to the order look-up is not an order."""
 
     status = 502
     slug = "upstream-invalid-response"
-    title = "The Autoenhance API gave an answer that cannot be read"
+    title = "The Autoenhance API sent an invalid response"
+    advice = "Retry later; if it persists, report it to the operator."
+    example_detail = "The API's response is not an order."
 
 
 class UpstreamUnauthorized(UpstreamError):
-    """The Autoenhance API refuses the service's own key: the operator must mend it, not the caller."""
+    """The Autoenhance API rejects the service's own API key. The client cannot correct that."""
 
     status = 502
     slug = "upstream-unauthorized"
-    title = "The Autoenhance API refuses this service's key"
+    title = "The Autoenhance API rejects this service's key"
+    advice = "The operator must correct `AUTOENHANCE_API_KEY`."
+    example_detail = "The Autoenhance API rejects the service's key."
 
 
 class UpstreamTimeout(UpstreamError):
-    """The order look-up took too long."""
+    """The order look-up timed out."""
 
     status = 504
     slug = "upstream-timeout"
-    title = "The Autoenhance API did not answer in time"
+    title = "The Autoenhance API did not respond in time"
+    advice = "Retry later."
+    example_detail = "The order look-up timed out."
 
 
 class ThumbnailUnavailable(ServiceError):
-    """The small picture of one image cannot be had; ``reason`` is one of the reasons for missing images."""
+    """The thumbnail of an image is not available; `reason` is one of the reasons of failed images."""
 
     status = 502
     slug = "thumbnail-unavailable"
-    title = "The picture cannot be had"
+    title = "The thumbnail is not available"
+    advice = "See `reason`."
+    example_detail = "The thumbnail is not available: the API responded with 404."
+    example_extensions: ClassVar[Mapping[str, Any]] = {"reason": "not_found", "upstream_status": 404}
 
 
 class FirstByteTimeout(UpstreamError):
-    """No image byte was in hand in time; ``failures`` lists what had failed until then."""
+    """No image byte arrived within `FIRST_BYTE_SECONDS`; `failures` lists the images that failed until then."""
 
     status = 504
     slug = "first-byte-timeout"
     title = "No image arrived in time"
+    advice = "Retry later."
+    example_detail = "No image byte arrived within 50 s."
+    example_extensions: ClassVar[Mapping[str, Any]] = {"failures": [FAILED_IMAGE]}
 
     def __init__(self, detail: str, outcomes: Sequence[Outcome]) -> None:
         super().__init__(detail, failures=failure_list(outcomes))
 
 
 class SentryError(ServiceError):
-    """Sentry did not answer as it should."""
+    """The Sentry API failed."""
 
 
 class SentryUnauthorized(SentryError):
-    """Sentry refuses the service's token: the operator must mend it."""
+    """Sentry rejects the service's token."""
 
     status = 502
     slug = "sentry-unauthorized"
-    title = "Sentry refuses this service's token"
+    title = "Sentry rejects this service's token"
+    advice = "The operator must correct `SENTRY_AUTH_TOKEN`."
+    example_detail = "Sentry rejects SENTRY_AUTH_TOKEN, or the token may not read this project."
 
 
 class SentryUnavailable(SentryError):
-    """Sentry cannot be reached, took too long, or answered with an error."""
+    """Sentry is unreachable, did not respond within 10 s, or responded with an error."""
 
     status = 502
     slug = "sentry-unavailable"
-    title = "Sentry did not answer"
+    title = "Sentry is unavailable"
+    advice = "Retry later."
+    example_detail = "Sentry is unreachable."
 
 
 class SentryInvalidResponse(SentryError):
-    """Sentry answered with something that is not a list of issues."""
+    """Sentry's response is not a list of issues."""
 
     status = 502
     slug = "sentry-invalid-response"
-    title = "Sentry gave an answer that cannot be read"
+    title = "Sentry sent an invalid response"
+    advice = "The operator must check `SENTRY_API_BASE`."
+    example_detail = "Sentry's response is not a list of issues."

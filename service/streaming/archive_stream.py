@@ -25,7 +25,8 @@ from typing import Protocol, Self
 import structlog
 
 from service.archive.naming import entry_name
-from service.archive.plan import ArchivePlan, ManifestMode, OnError, PlannedImage
+from service.archive.parameters import ManifestMode, OnError
+from service.archive.plan import ArchivePlan, PlannedImage
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, manifest_json, report_text
 from service.archive.writer import ArchiveWriter, EntrySizeMismatch, Parts
 from service.errors import ArchiveAborted, FirstByteTimeout, ImageFailed, ImageMissing, NoImagesAvailable

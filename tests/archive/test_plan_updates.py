@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.archive.plan import ArchiveOptions, plan_archive
+from service.archive.parameters import ArchiveOptions
+from service.archive.plan import plan_archive
 from service.archive.plan_updates import POLLS_UNTIL_REMOVED, PlanUpdater, may_change
 from service.model import Image, ImageOptions, Order, Readiness, Reason
 

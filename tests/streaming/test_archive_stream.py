@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 from structlog.testing import capture_logs
 
-from service.archive.plan import ArchiveOptions, ArchivePlan, ManifestMode, OnError, plan_archive
+from service.archive.parameters import ArchiveOptions, ManifestMode, OnError
+from service.archive.plan import ArchivePlan, plan_archive
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext
 from service.archive.writer import Layout
 from service.errors import ArchiveAborted, FirstByteTimeout, ImageFailed, NoImagesAvailable

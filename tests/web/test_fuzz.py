@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from service.app import create_app
-from service.archive.plan import PARAMETERS
+from service.archive.parameters import PARAMETERS
 from service.sandbox import DEMO_ORDER_ID, EMPTY_ORDER_ID, Sandbox
 from service.settings import Settings
 from service.web.auth.sessions import MAX_SIGN_IN_BYTES

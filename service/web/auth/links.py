@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 from yarl import URL
 
-from service.archive.plan import check_order_id, parse_options
+from service.archive.parameters import check_order_id, parse_parameters
 from service.errors import InvalidBody, LinksNotConfigured
 from service.web.auth.credentials import Role
 from service.web.auth.guards import LINK, NOT_SIGNED, require_download, require_full_quality
@@ -28,7 +28,7 @@ async def create_link(request: web.Request) -> web.Response:
         raise LinksNotConfigured("The operator must set SIGNING_KEYS before links can be made.")
     body = await read_body(request, max_bytes=MAX_LINK_BODY_BYTES)
     query, seconds = _asked(body, services.access.max_link_seconds)
-    options = parse_options(query)
+    options = parse_parameters(query)
     require_full_quality(role, options.image)
     full = role >= Role.FULL and options.image.spends_credits
     token, expires_at = services.access.links.make(order_id, query, seconds=seconds, full=full)

@@ -17,15 +17,8 @@ from aiohttp import HttpVersion11, web
 from yarl import URL
 
 from service.archive.naming import archive_filename, content_disposition
-from service.archive.plan import (
-    IMAGE_REMOVED,
-    ArchiveOptions,
-    ArchivePlan,
-    check_archive_id,
-    check_order_id,
-    parse_options,
-    plan_archive,
-)
+from service.archive.parameters import ArchiveOptions, check_archive_id, check_order_id, parse_parameters
+from service.archive.plan import IMAGE_REMOVED, ArchivePlan, plan_archive
 from service.archive.plan_updates import PlanUpdater, may_change
 from service.archive.report import ReportContext
 from service.errors import InvalidArchiveId, InvalidParameter
@@ -122,7 +115,7 @@ def _parse(
     if _client_archive_id(request) is not None and request.method != "HEAD" and not_resumable is None:
         context.receipts.register(record.receipt)
     order_id = check_order_id(order_id)
-    options = parse_options((name, value) for name, value in request.query.items() if name != LINK)
+    options = parse_parameters((name, value) for name, value in request.query.items() if name != LINK)
     require_full_quality(role, options.image)
     if options.wait > context.wait_max_seconds:
         raise InvalidParameter("wait", f"'wait' must be at most {context.wait_max_seconds} here.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from service.archive.plan import check_archive_id
+from service.archive.parameters import check_archive_id
 from service.streaming.receipts import Receipt
 from service.web.auth.guards import require_own_receipt, require_receipt
 from service.web.services import SERVICES

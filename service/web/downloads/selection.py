@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 from aiohttp import web
 
-from service.archive.plan import ArchiveOptions
+from service.archive.parameters import ArchiveOptions
 from service.errors import InvalidBody
 from service.web.http.bodies import read_body
 

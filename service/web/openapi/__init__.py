@@ -1,5 +1,5 @@
-"""The description of the service for programs (OpenAPI 3.1) behind ``/openapi.json`` and ``/docs``.
+"""The OpenAPI 3.1 document behind ``/openapi.json`` and ``/docs``.
 
-Problems, parameters and words come from the code itself; what is written by hand is judged by
-``tests/web/test_openapi``, which makes every documented answer happen. ``document`` joins the parts.
+Parameters follow from ``ArchiveParameters``, problems from the error tree, schemas from pydantic models. The tests in
+``tests/web/openapi`` provoke every documented response. ``document`` joins the parts.
 """

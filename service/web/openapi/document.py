@@ -1,4 +1,4 @@
-"""The whole document: what is common to all operations, and their paths."""
+"""The whole OpenAPI document: paths, and the components that all operations share."""
 
 from typing import Any
 
@@ -6,79 +6,84 @@ from service.web.auth.guards import LINK, SESSION_COOKIE
 from service.web.openapi import downloads, others
 from service.web.openapi.operation import unwrapped
 from service.web.openapi.problems import PROBLEM_TYPE, problem_examples
-from service.web.openapi.schemas import component_schemas
+from service.web.openapi.schemas import Problem, component_schemas, reference
 
 OPERATIONS = (*downloads.OPERATIONS, *others.OPERATIONS)
 _ABOUT = """\
-Hands out all enhanced images of an [Autoenhance.ai](https://autoenhance.ai) order as one ZIP archive, streamed while
-the images arrive. No image is lost silently: what cannot be had is named, with the reason, in a report inside the
+Downloads all enhanced images of an [Autoenhance.ai](https://autoenhance.ai) order as one ZIP archive, streamed while
+the images arrive. No image is lost silently: each failed image is listed, with the reason, in a report inside the
 archive.
 
-**Start here:** look at an order (`GET /orders/{order_id}`), then download it (`GET /orders/{order_id}/images`).
-Previews are free and the default; `preview=false` fetches full quality and spends credits.
+**Start here:** get an order (`GET /orders/{order_id}`), then download it (`GET /orders/{order_id}/images`).
+Previews are free and the default; `preview=false` downloads full quality and spends credits.
 
-- **Access.** Whether a key is needed, the operator decides; `GET /session` tells. Keys travel in `X-API-Key` or as
-  bearer token, never in an address. A link stands for a key, for exactly one download.
+- **Access.** The operator decides whether an API key is required; `GET /session` shows it. Keys are sent in `X-API-Key`
+  or as a bearer token, never in the URL. A link replaces a key for exactly one download.
 - **Problems.** Every error before the first byte is an `application/problem+json` document (RFC 9457) whose `type` the
-  service explains. Besides those listed, any request may end in a 500 (`internal-error`), and one that cannot be read
-  in a 400 (`bad-request`). Other paths are a 404 (`not-found`), other methods a 405 (`method-not-allowed`).
-- **Every response** has `X-Request-ID`, yours if you sent one, and headers that keep browsers safe. Nothing is to be
-  cached, unless `Cache-Control` says so.
-- **HEAD** works wherever GET does, but for the events of a download. Pages of other sites need their origin
+  service explains. Besides those listed, any request may end in a 500 (`internal-error`), and a malformed one in a 400
+  (`bad-request`). Other paths are a 404 (`not-found`), other methods a 405 (`method-not-allowed`).
+- **Every response** has `X-Request-ID`, the client's if it sent one, and security headers for browsers. Responses must
+  not be cached, unless `Cache-Control` allows it.
+- **HEAD** is supported wherever GET is, except for the events of a download. Pages of other sites need their origin
   in `ALLOWED_ORIGINS`.
 """
 _TAGS = {
-    "Orders": "Look at an order, download it, hand on a link to it.",
-    "Downloads": "What a download does, and what it did.",
-    "Creating orders": "Photos in, an order out. For the operator.",
+    "Orders": "Get an order, download it, create a link to it.",
+    "Downloads": "Progress and receipts of downloads.",
+    "Creating orders": "Upload photos to a new order. Requires the admin token.",
     "Access": "Sessions for browsers.",
     "Operation": "Health, metrics, statistics.",
-    "Reference": "This description, and what problems mean.",
+    "Reference": "This document, and the meaning of problem types.",
 }
 _TEXT = {"type": "string"}
 _HEADERS = {
-    "X-Request-ID": ("Id of the request; in the logs as well.", True, _TEXT),
+    "X-Request-ID": ("Id of the request, as in the logs.", True, _TEXT),
     "Content-Disposition": ("File name of the archive, as `filename` and `filename*` (RFC 6266).", True, _TEXT),
-    "X-Total-Images": ("Number of images asked for.", True, {"type": "integer", "minimum": 1}),
+    "X-Total-Images": ("Number of images requested.", True, {"type": "integer", "minimum": 1}),
     "X-Archive-Id": (
-        "Id of this download; also in its receipt, report, manifest and logs.",
+        "Id of this download, as in its receipt, report, manifest and logs.",
         True,
         {"type": "string", "format": "uuid"},
     ),
-    "X-Accel-Buffering": ("`no`: tells nginx not to collect the response.", True, {"const": "no"}),
-    "Trailer": ("Announces the trailers. Not over HTTP/1.0.", False, _TEXT),
-    "Retry-After": ("Seconds to wait before asking again.", False, {"type": "integer", "minimum": 1}),
-    "WWW-Authenticate": ("How to send a key (RFC 6750).", True, {"const": "Bearer"}),
-    "Location": ("Where the enhanced images can be downloaded.", True, _TEXT),
+    "X-Accel-Buffering": ("`no`: nginx does not buffer the response.", True, {"const": "no"}),
+    "Trailer": ("Names of the trailers. Not with HTTP/1.0.", False, _TEXT),
+    "Retry-After": ("Seconds to wait before the next attempt.", False, {"type": "integer", "minimum": 1}),
+    "WWW-Authenticate": ("Authentication scheme (RFC 6750).", True, {"const": "Bearer"}),
+    "Location": ("URL of the download of the enhanced images.", True, _TEXT),
     "Set-Cookie": ("The session: `HttpOnly`, `SameSite=Strict`.", True, _TEXT),
 }
 _SECURITY_SCHEMES = {
-    "serviceKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of the service."},
-    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of the service, or the operator's token."},
-    "operator": {
+    "serviceKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key of the service."},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of the service, or the admin token."},
+    "adminToken": {
         "type": "apiKey",
         "in": "header",
         "name": "X-Admin-Token",
-        "description": "The operator's token (`ADMIN_TOKEN`).",
+        "description": "The admin token (`ADMIN_TOKEN`).",
     },
     "session": {
         "type": "apiKey",
         "in": "cookie",
         "name": SESSION_COOKIE,
-        "description": "Set by `POST /session`; worth as much as the key given. Browsers send it by themselves.",
+        "description": "Set by `POST /session`, with the role of its key. Browsers send it automatically.",
     },
-    "link": {"type": "apiKey", "in": "query", "name": LINK, "description": "Made by `POST /orders/{order_id}/links`."},
+    "link": {
+        "type": "apiKey",
+        "in": "query",
+        "name": LINK,
+        "description": "Created by `POST /orders/{order_id}/links`.",
+    },
     "webhookSecret": {
         "type": "apiKey",
         "in": "header",
         "name": "Authentication",
-        "description": "What the Autoenhance API was given as its webhook's secret (`WEBHOOK_SECRET`).",
+        "description": "The webhook secret that the Autoenhance API is configured with (`WEBHOOK_SECRET`).",
     },
 }
 
 
 def openapi_document(version: str) -> dict[str, Any]:
-    """Return the description of a version of the service."""
+    """Return the OpenAPI document of a version of the service."""
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = operation.document()
@@ -109,6 +114,6 @@ def openapi_document(version: str) -> dict[str, Any]:
 def _fault() -> dict[str, Any]:
     examples = {slug: {"$ref": f"#/components/examples/{slug}"} for slug in ("internal-error", "bad-request")}
     return {
-        "description": "A fault of the service (500), or a request that cannot be read (400)",
-        "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}},
+        "description": "A fault of the service (500), or a malformed request (400)",
+        "content": {PROBLEM_TYPE: {"schema": reference(Problem), "examples": examples}},
     }

@@ -1,4 +1,4 @@
-"""One operation of the document: a request, what it may be answered with, and who may make it."""
+"""One operation of the document: its request, responses and required credentials."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ JSON = "application/json"
 Parameter = Mapping[str, Any]
 Security = Sequence[Mapping[str, list[str]]]
 
-# Alternatives; the empty one says that it depends on the settings whether anything is needed.
+# Alternatives; the empty one means that the settings decide whether credentials are required.
 PUBLIC: Security = ()
-KEY: Security = ({}, {"serviceKey": []}, {"bearer": []}, {"operator": []}, {"session": []})
+KEY: Security = ({}, {"serviceKey": []}, {"bearer": []}, {"adminToken": []}, {"session": []})
 KEY_OR_LINK: Security = (*KEY, {"link": []})
-OPERATOR: Security = ({"operator": []}, {"bearer": []}, {"session": []})
+ADMIN: Security = ({"adminToken": []}, {"bearer": []}, {"session": []})
 WEBHOOK: Security = ({"webhookSecret": []},)
 
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """An answer that is no problem. ``headers`` are names of ``components/headers``; ``more`` are ``x-`` fields."""
+    """A response other than a problem. ``headers`` names ``components/headers``; ``more`` has ``x-`` members."""
 
     status: int
     description: str
@@ -33,7 +33,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one method of one path does. Any of them may also end in a 500, and a request that is none in a 400."""
+    """One method of one path. A 500, and a 400 for a malformed request, are possible everywhere."""
 
     method: str
     path: str
@@ -78,7 +78,7 @@ def unwrapped(text: str) -> str:
 
 
 def json_content(schema: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """Return the content of a JSON answer or body."""
+    """Return the content object of a JSON body."""
     return {JSON: {"schema": dict(schema), **more}}
 
 

@@ -1,253 +1,432 @@
-"""The schemas of everything that the service answers with besides archives. All are exact: no other keys."""
+"""Bodies of requests and responses as pydantic models, and the component schemas made of them.
 
-from collections.abc import Mapping
-from typing import Any
+The models describe; they do not run. Handlers build their documents without them, and the tests validate every real
+response. All are exact: an unknown key fails.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AnyUrl,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    WithJsonSchema,
+    create_model,
+)
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
 
 from service.archive.summary import OrderStatus
+from service.errors import PROBLEM_BASE, concrete_errors
 from service.model import ArchiveOutcome, Readiness, Reason
 from service.streaming.receipts import DOWNLOADED, FAILED, PREPARING, STREAMING, WAITING, WRITING
 from service.web.auth.credentials import Role
-from service.web.openapi.problems import problem_schema
-from service.web.uploads.create_order import REFUSALS
+from service.web.uploads.create_order import CHOICES, MAX_ORDER_NAME_CHARACTERS, REFUSALS
+from service.web.uploads.form_parts import FILES, ORDER_NAME
 
-Schema = Mapping[str, Any]
-
-TEXT: Schema = {"type": "string"}
-TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
-COUNT: Schema = {"type": "integer", "minimum": 0}
-COUNT_OR_NULL: Schema = {"type": ["integer", "null"], "minimum": 0}
-TRUTH: Schema = {"type": "boolean"}
-UUID: Schema = {"type": "string", "format": "uuid"}
-MOMENT: Schema = {"type": "string", "format": "date-time"}
-MOMENT_OR_NULL: Schema = {"type": ["string", "null"], "format": "date-time"}
-REASON: Schema = {"type": "string", "enum": [reason.value for reason in Reason]}
-REASON_OR_NULL: Schema = {"type": ["string", "null"], "enum": [*(reason.value for reason in Reason), None]}
+_REFERENCE = "#/components/schemas/{model}"
+# The default of a member that is either absent or not null.
+ABSENT: Any = None
 
 
-def exactly(properties: Mapping[str, Schema], *, optional: tuple[str, ...] = (), says: str = "") -> dict[str, Any]:
-    """Return the schema of an object with these keys and no others."""
-    described = {"description": says} if says else {}
-    required = [name for name in properties if name not in optional]
-    return {
-        "type": "object",
-        **described,
-        "required": required,
-        "additionalProperties": False,
-        "properties": dict(properties),
-    }
+def _one_of(words: Iterable[str]) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": list(words)})
 
 
-def listed(item: Schema) -> dict[str, Any]:
-    """Return the schema of a list."""
-    return {"type": "array", "items": item}
+Uuid = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
+ReasonText = Annotated[str, _one_of(reason.value for reason in Reason)]
+_UploadReason = Annotated[str, _one_of([*REFUSALS, *(reason.value for reason in Reason)])]
+_ReadinessText = Annotated[str, _one_of(one.value for one in Readiness)]
+_StatusText = Annotated[str, _one_of(one.value for one in OrderStatus)]
+_RoleText = Annotated[str, _one_of(role.word for role in Role)]
+_ArchiveState = Annotated[str, _one_of([PREPARING, STREAMING, *(one.value for one in ArchiveOutcome)])]
+_ImageState = Annotated[str, _one_of([WAITING, WRITING, DOWNLOADED, FAILED])]
+_ProblemType = Annotated[str, _one_of(PROBLEM_BASE + error.slug for error in concrete_errors())]
 
 
-def ref(name: str) -> dict[str, Any]:
-    """Return the reference to a schema of this file."""
-    return {"$ref": f"#/components/schemas/{name}"}
+class Exact(BaseModel):
+    """A body with these members and no others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class FailedImage(Exact):
+    """An image that failed, with the reason."""
+
+    image_id: str
+    name: str
+    reason: ReasonText
+    detail: str
+    upstream_status: int | None
+
+
+class UploadedFile(Exact):
+    """The outcome of one uploaded file."""
+
+    file: str
+    image_id: str | None
+    outcome: Literal["uploaded", "failed"]
+    reason: _UploadReason | None
+    detail: str | None
+    bytes: NonNegativeInt
+
+
+class Problem(Exact):
+    """A problem document (RFC 9457). The service explains each `type` at its address."""
+
+    type: _ProblemType
+    title: str
+    status: int
+    detail: str = Field(description="What went wrong in this request.")
+    instance: str = Field(description="`urn:request:` and the id of the request.")
+    parameter: str = Field(ABSENT, description="The query parameter that is wrong.")
+    image_id: str = Field(ABSENT, description="The image id that the order does not have.")
+    reason: ReasonText = Field(ABSENT, description="Why the thumbnail is not available.")
+    upstream_status: int | None = Field(ABSENT, description="Status of the API's or the storage's response.")
+    allowed: list[str] = Field(ABSENT, description="Methods that the path supports.")
+    credits: int = Field(ABSENT, description="Images that the download would buy.")
+    max_credits: int = Field(ABSENT, description="Images that the request allows to buy.")
+    images: int | list[UploadedFile] = Field(
+        ABSENT, description="With `too-many-images` their number; of an interrupted upload the outcome of each file."
+    )
+    max_images: int = Field(ABSENT, description="Maximum number of images in one archive.")
+    failures: list[FailedImage] | list[UploadedFile] = Field(
+        ABSENT, description="Each image or file that failed, with the reason."
+    )
+    order_id: str | None = Field(ABSENT, description="The order that an upload has created.")
+    refused: dict[str, Any] = Field(
+        ABSENT,
+        description="With `archive-not-found`: the problem with which this replica rejected the download at capacity. "
+        "Another replica may have accepted it.",
+    )
+    missing: list[str] = Field(ABSENT, description="Settings that are not set.")
+
+
+class OrderImage(Exact):
+    """An image of an order before the download."""
+
+    position: NonNegativeInt = Field(description="Position in the order, from 0.")
+    image_id: str
+    name: str = Field(description="Name chosen by the uploader.")
+    entry: str = Field(description="Name in the archive; the extension follows the real type.")
+    readiness: _ReadinessText
+    reason: ReasonText | None
+    detail: str | None
+    status: str | None = Field(description="Status word of the API.")
+    paid: bool = Field(description="Whether it has been bought in full quality.")
+
+
+class OrderCounts(Exact):
+    """Number of images by readiness."""
+
+    total: NonNegativeInt
+    ready: NonNegativeInt
+    not_ready: NonNegativeInt
+    failed: NonNegativeInt
+    expired: NonNegativeInt
+
+
+class OrderCredits(Exact):
+    """Credits that downloads of the order would spend."""
+
+    to_buy: NonNegativeInt = Field(description="Images that a download with these parameters would buy.")
+    full_quality: NonNegativeInt = Field(description="Images that a download in full quality would buy.")
+    paid: NonNegativeInt = Field(description="Images that have been bought.")
+
+
+class Order(Exact):
+    """An order before the download."""
+
+    order_id: Uuid
+    name: str
+    status: _StatusText = Field(
+        description="`ready`: every image. `partial`: some, and no more will follow. `busy`: more may follow. "
+        "`failed`: none, and none will follow. `empty`: no images."
+    )
+    busy: bool
+    archive_name: str = Field(description="File name of the archive.")
+    counts: OrderCounts
+    credits: OrderCredits
+    images: list[OrderImage]
+    download: str = Field(description="URL of the download with these parameters.")
+
+
+class _ArchiveCounts(Exact):
+    total: NonNegativeInt
+    downloaded: NonNegativeInt
+    failed: NonNegativeInt
+    bytes: NonNegativeInt = Field(description="Bytes of the archive so far.")
+    credits_spent: NonNegativeInt
+
+
+class _AnyProblem(BaseModel):
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class ReceiptSummary(_ArchiveCounts):
+    """A receipt without the single images."""
+
+    archive_id: Uuid
+    state: _ArchiveState
+    why: str | None = Field(description="Why it ended, unless complete.")
+    problem: _AnyProblem | None = Field(description="The problem response, if any.")
+    order_id: str | None
+    order_name: str | None
+    parameters: dict[str, str]
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None
+
+
+class ReceiptImage(Exact):
+    """The outcome of one image."""
+
+    position: NonNegativeInt
+    image_id: str
+    name: str
+    state: _ImageState
+    attempts: NonNegativeInt
+    entry: str | None = Field(description="Name in the archive.")
+    size: NonNegativeInt | None
+    crc32: Annotated[str, Field(pattern="^[0-9a-f]{8}$")] | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(description="With `manifest=always`.")
+    reason: ReasonText | None
+    detail: str | None
+    finished_at: AwareDatetime | None
+
+
+class Receipt(ReceiptSummary):
+    """A download so far."""
+
+    images: list[ReceiptImage]
+
+
+class FinishedImage(ReceiptImage, _ArchiveCounts):
+    """The outcome of one image, with the counts of the archive."""
+
+
+class NewOrder(Exact):
+    """A new order with the outcome of each uploaded file."""
+
+    order_id: str
+    name: str
+    images: list[UploadedFile]
+    uploaded: NonNegativeInt
+    failed: NonNegativeInt
+    download: str = Field(description="URL of the download, once the images are enhanced.")
+
+
+class Session(Exact):
+    """The role of the client."""
+
+    role: _RoleText | None = Field(
+        description="`download`: previews. `full`: also full quality. `admin`: everything. `null`: nothing."
+    )
+    key_required: bool
+    admin_enabled: bool
+    links_enabled: bool
+    signed_in: bool = Field(description="Whether the request has a session.")
+
+
+class StartedSession(Session):
+    """A new session."""
+
+    expires_at: NonNegativeInt = Field(description="Seconds since 1970.")
+
+
+class Credentials(Exact):
+    """The key to sign in with."""
+
+    key: str = Field(json_schema_extra={"format": "password"})
+
+
+class LinkRequest(Exact):
+    """The parameters and lifetime of a link."""
+
+    parameters: dict[str, Any] = Field(
+        ABSENT, description="Query parameters of the download, such as `quality`. Not `archive_id`."
+    )
+    expires_in_seconds: PositiveInt = Field(ABSENT, description="Default: one day.")
+
+
+class Link(Exact):
+    """A signed link."""
+
+    url: AnyUrl
+    expires_at: AwareDatetime
+
+
+class ImageSelection(Exact):
+    """A list of images to download."""
+
+    only: list[str] = Field(min_length=1)
+
+
+class Manifest(BaseModel):
+    """The manifest of an earlier archive; only these members are read."""
+
+    missing: list[str]
+    order_id: str = ABSENT
+
+
+class InProgress(Exact):
+    """Gauges of the process."""
+
+    archives: NonNegativeInt
+    read_ahead_bytes: NonNegativeInt
+    draining: bool
+    upstream_failing: bool
+
+
+class Counters(Exact):
+    """Counts since the start; `archives` by outcome, `images` by outcome and reason."""
+
+    archives: dict[str, NonNegativeInt]
+    archive_bytes: NonNegativeInt
+    images: dict[str, NonNegativeInt]
+    image_bytes: NonNegativeInt
+    image_retries: NonNegativeInt
+    credits_spent: NonNegativeInt
+
+
+class RecentError(Exact):
+    """A fault of the service or of the upstream."""
+
+    time: AwareDatetime
+    request_id: str
+    event: str
+    detail: str
+
+
+class Statistics(Exact):
+    """Counts and limits of the process."""
+
+    version: str
+    uptime_seconds: NonNegativeFloat
+    in_progress: InProgress
+    counters: Counters
+    limits: dict[str, float]
+    recent_errors: list[RecentError] = Field(ABSENT, description="With the admin token only; the newest first.")
+
+
+class Liveness(Exact):
+    """The event loop responds."""
+
+    status: Literal["ok"]
+
+
+class Health(Liveness):
+    """The service runs."""
+
+    api_key_configured: bool
+
+
+class ReadinessCheck(Exact):
+    """Whether the service accepts downloads."""
+
+    status: Literal["ok", "unready"]
+    reasons: list[Literal["no_api_key", "draining", "upstream_failing"]]
+
+
+class ReasonWords(Exact):
+    """A reason in plain words."""
+
+    words: str
+    again: str
+
+
+class PageFacts(Exact):
+    """Facts about the service that its page shows."""
+
+    version: str
+    api_key_configured: bool
+    demo_order_id: str | None = Field(description="Set by the sandbox only.")
+    wait_max_seconds: NonNegativeInt
+    max_upload_files: NonNegativeInt
+    max_upload_bytes: NonNegativeInt
+    reasons: dict[str, ReasonWords] = Field(
+        description="Meaning of each reason of a failed image, and whether a retry helps."
+    )
+
+
+class SentryIssue(Exact):
+    """An unresolved issue in Sentry."""
+
+    id: str
+    short_id: str | None
+    title: str
+    culprit: str | None
+    level: str | None
+    count: NonNegativeInt | None
+    users: NonNegativeInt | None
+    first_seen: str | None
+    last_seen: str | None
+    permalink: str | None
+
+
+class SentryIssues(Exact):
+    """The newest unresolved issues of the Sentry project."""
+
+    issues: list[SentryIssue]
+
+
+def _choice(words: Iterable[str]) -> Any:
+    choices = list(words)
+    return bool if set(choices) == {"true", "false"} else Annotated[str, _one_of(choices)]
+
+
+_Photo = Annotated[str, WithJsonSchema({"type": "string", "format": "binary", "contentMediaType": "image/jpeg"})]
+_UPLOAD_FIELDS: dict[str, Any] = {
+    ORDER_NAME: (
+        Annotated[str, Field(max_length=MAX_ORDER_NAME_CHARACTERS)],
+        Field(ABSENT, description="Name of the order."),
+    ),
+    **{name: (_choice(words), ABSENT) for name, words in CHOICES.items()},
+    FILES: (list[_Photo], Field(min_length=1, description="The photos, after all other fields.")),
+}
+UploadForm = create_model("UploadForm", __base__=Exact, **_UPLOAD_FIELDS)
+
+MODELS: tuple[type[BaseModel], ...] = (
+    *(Problem, Order, Receipt, ReceiptSummary, ReceiptImage, FinishedImage, NewOrder, Session, StartedSession),
+    *(Credentials, LinkRequest, Link, ImageSelection, Manifest, UploadForm, Statistics, Liveness, Health),
+    *(ReadinessCheck, PageFacts, SentryIssues),
+)
+
+
+class _ComponentSchemas(GenerateJsonSchema):
+    """Schemas without generated titles, and without ``null`` as the default of a member that may be absent."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
+        return False
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        document = super().model_schema(schema)
+        document.pop("title", None)
+        return document
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        if schema.get("default", ...) is ABSENT:
+            return self.generate_inner(schema["schema"])
+        return super().default_schema(schema)
 
 
 def component_schemas() -> dict[str, Any]:
-    """Return all schemas by name."""
-    return {
-        "Problem": problem_schema(),
-        "FailedImage": _FAILED_IMAGE,
-        "Order": _ORDER,
-        "OrderImage": _ORDER_IMAGE,
-        "Receipt": exactly(
-            {**_SUMMARY, "images": listed(ref("ReceiptImage"))}, says="A download, as far as it has come."
-        ),
-        "ReceiptSummary": exactly(_SUMMARY, says="A receipt without the single images."),
-        "ReceiptImage": exactly(_RECEIPT_IMAGE, says="What became of one image."),
-        "ImageChange": exactly(
-            {**_RECEIPT_IMAGE, **_COUNTS},
-            optional=tuple(_COUNTS),
-            says="What is so of one image now; the archive's counts with it, unless it has only begun.",
-        ),
-        "UploadedFile": _UPLOADED_FILE,
-        "NewOrder": _NEW_ORDER,
-        "Session": exactly(_SESSION),
-        "StartedSession": exactly({**_SESSION, "expires_at": {**COUNT, "description": "Seconds since 1970."}}),
-        "Link": exactly({"url": {**TEXT, "format": "uri"}, "expires_at": MOMENT}),
-        "Statistics": _STATISTICS,
-        "Readiness": exactly(
-            {
-                "status": {"type": "string", "enum": ["ok", "unready"]},
-                "reasons": listed({"type": "string", "enum": ["no_api_key", "draining", "upstream_failing"]}),
-            }
-        ),
-        "PageFacts": exactly(
-            {
-                "version": TEXT,
-                "api_key_configured": TRUTH,
-                "demo_order_id": {**TEXT_OR_NULL, "description": "Only the sandbox has one."},
-                "wait_max_seconds": COUNT,
-                "max_upload_files": COUNT,
-                "max_upload_bytes": COUNT,
-                "reasons": {
-                    "type": "object",
-                    "description": "What each reason why an image is missing means, and whether asking again helps.",
-                    "additionalProperties": exactly({"words": TEXT, "again": TEXT}),
-                },
-            }
-        ),
-        "SentryIssue": _SENTRY_ISSUE,
-    }
+    """Return the schemas of all models, by name."""
+    _, document = models_json_schema(
+        [(model, "validation") for model in MODELS], ref_template=_REFERENCE, schema_generator=_ComponentSchemas
+    )
+    schemas: dict[str, Any] = document["$defs"]
+    return schemas
 
 
-_FAILED_IMAGE = exactly(
-    {
-        "image_id": TEXT,
-        "name": TEXT,
-        "reason": REASON,
-        "detail": TEXT,
-        "upstream_status": {"type": ["integer", "null"]},
-    },
-    says="An image that could not be had, and why.",
-)
-_ORDER_IMAGE = exactly(
-    {
-        "position": {**COUNT, "description": "Place in the order, from 0."},
-        "image_id": TEXT,
-        "name": {**TEXT, "description": "As its uploader called it."},
-        "entry": {**TEXT, "description": "Its name in the archive; the extension follows the real type."},
-        "readiness": {"type": "string", "enum": [one.value for one in Readiness]},
-        "reason": REASON_OR_NULL,
-        "detail": TEXT_OR_NULL,
-        "status": {**TEXT_OR_NULL, "description": "The API's own word."},
-        "paid": {**TRUTH, "description": "Whether it was bought in full quality already."},
-    }
-)
-_ORDER = exactly(
-    {
-        "order_id": UUID,
-        "name": TEXT,
-        "status": {
-            "type": "string",
-            "enum": [one.value for one in OrderStatus],
-            "description": "`ready`: every image. `partial`: some, and no more to come. `busy`: more may come. "
-            "`failed`: none, and none to come. `empty`: no images.",
-        },
-        "busy": TRUTH,
-        "archive_name": {**TEXT, "description": "File name of the archive."},
-        "counts": exactly({"total": COUNT, **{one.value: COUNT for one in Readiness}}),
-        "credits": exactly(
-            {
-                "to_buy": {**COUNT, "description": "What a download with these parameters would have to buy."},
-                "full_quality": {**COUNT, "description": "What one in full quality would."},
-                "paid": {**COUNT, "description": "Images that are paid already."},
-            }
-        ),
-        "images": listed(ref("OrderImage")),
-        "download": {**TEXT, "description": "Where to download it with these parameters."},
-    },
-    says="An order before it is downloaded.",
-)
-_COUNTS: Mapping[str, Schema] = {
-    "total": COUNT,
-    "downloaded": COUNT,
-    "failed": COUNT,
-    "bytes": {**COUNT, "description": "Of the archive so far."},
-    "credits_spent": COUNT,
-}
-_SUMMARY: Mapping[str, Schema] = {
-    "archive_id": UUID,
-    "state": {"type": "string", "enum": [PREPARING, STREAMING, *(one.value for one in ArchiveOutcome)]},
-    "why": {**TEXT_OR_NULL, "description": "Why it ended as it did, if not well."},
-    "problem": {
-        "description": "The problem that was answered, if any.",
-        "anyOf": [{"type": "null"}, {"type": "object", "required": ["type", "title", "status", "detail"]}],
-    },
-    "order_id": TEXT_OR_NULL,
-    "order_name": TEXT_OR_NULL,
-    "parameters": {"type": "object", "additionalProperties": TEXT},
-    "started_at": MOMENT,
-    "ended_at": MOMENT_OR_NULL,
-    **_COUNTS,
-}
-_RECEIPT_IMAGE: Mapping[str, Schema] = {
-    "position": COUNT,
-    "image_id": TEXT,
-    "name": TEXT,
-    "state": {"type": "string", "enum": [WAITING, WRITING, DOWNLOADED, FAILED]},
-    "attempts": COUNT,
-    "entry": {**TEXT_OR_NULL, "description": "Its name in the archive."},
-    "size": COUNT_OR_NULL,
-    "crc32": {"type": ["string", "null"], "pattern": "^[0-9a-f]{8}$"},
-    "sha256": {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$", "description": "With `manifest=always`."},
-    "reason": REASON_OR_NULL,
-    "detail": TEXT_OR_NULL,
-    "finished_at": MOMENT_OR_NULL,
-}
-_UPLOADED_FILE = exactly(
-    {
-        "file": TEXT,
-        "image_id": TEXT_OR_NULL,
-        "outcome": {"type": "string", "enum": ["uploaded", "failed"]},
-        "reason": {"type": ["string", "null"], "enum": [*REFUSALS, *(reason.value for reason in Reason), None]},
-        "detail": TEXT_OR_NULL,
-        "bytes": COUNT,
-    },
-    says="What became of one file that was sent in.",
-)
-_NEW_ORDER = exactly(
-    {
-        "order_id": TEXT,
-        "name": TEXT,
-        "images": listed(ref("UploadedFile")),
-        "uploaded": COUNT,
-        "failed": COUNT,
-        "download": {**TEXT, "description": "Where the enhanced images can be downloaded once they are ready."},
-    }
-)
-_SESSION: Mapping[str, Schema] = {
-    "role": {
-        "type": ["string", "null"],
-        "enum": [*(role.word for role in Role), None],
-        "description": "`download`: previews. `full`: also full quality. `admin`: everything. `null`: nothing.",
-    },
-    "key_required": TRUTH,
-    "admin_enabled": TRUTH,
-    "links_enabled": TRUTH,
-    "signed_in": {**TRUTH, "description": "Whether the request came with a session."},
-}
-_STATISTICS = exactly(
-    {
-        "version": TEXT,
-        "uptime_seconds": {"type": "number", "minimum": 0},
-        "in_progress": exactly(
-            {"archives": COUNT, "read_ahead_bytes": COUNT, "draining": TRUTH, "upstream_failing": TRUTH}
-        ),
-        "counters": exactly(
-            {
-                "archives": {"type": "object", "additionalProperties": COUNT},
-                "archive_bytes": COUNT,
-                "images": {"type": "object", "additionalProperties": COUNT},
-                "image_bytes": COUNT,
-                "image_retries": COUNT,
-                "credits_spent": COUNT,
-            },
-            says="Since the start; `archives` by outcome, `images` by outcome and reason.",
-        ),
-        "limits": {"type": "object", "additionalProperties": {"type": "number"}},
-        "recent_errors": {
-            **listed(exactly({"time": MOMENT, "request_id": TEXT, "event": TEXT, "detail": TEXT})),
-            "description": "For the operator only; the newest first.",
-        },
-    },
-    optional=("recent_errors",),
-)
-_SENTRY_ISSUE = exactly(
-    {
-        "id": TEXT,
-        "short_id": TEXT_OR_NULL,
-        "title": TEXT,
-        "culprit": TEXT_OR_NULL,
-        "level": TEXT_OR_NULL,
-        "count": COUNT_OR_NULL,
-        "users": COUNT_OR_NULL,
-        "first_seen": TEXT_OR_NULL,
-        "last_seen": TEXT_OR_NULL,
-        "permalink": TEXT_OR_NULL,
-    }
-)
+def reference(model: type[BaseModel]) -> Mapping[str, str]:
+    """Return the reference to a model's schema."""
+    return {"$ref": _REFERENCE.format(model=model.__name__)}

@@ -1,11 +1,9 @@
 """What operators and their machines ask: health, metrics, and what a problem type means."""
 
-import inspect
-
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from service.errors import InvalidParameter, NotFound, RepeatedParameter, UnknownParameter, concrete_errors
+from service.errors import InvalidParameter, NotFound, RepeatedParameter, UnknownParameter, concrete_errors, explanation
 from service.web.services import SERVICES
 
 # The one thing that may be said to /health/ready, upstream=ignore: an upstream that fails is no reason. Without it all
@@ -67,6 +65,5 @@ async def explain_problem(request: web.Request) -> web.Response:
     """Explain a problem type to whoever opens its URI (RFC 9457 section 4.1)."""
     for error in concrete_errors():
         if error.slug == request.match_info["slug"]:
-            text = f"{error.title} (status {error.status})\n\n{inspect.getdoc(error)}\n"
-            return web.Response(text=text)
+            return web.Response(text=explanation(error))
     raise NotFound("There is no such problem type.")

@@ -5,7 +5,7 @@ import asyncio
 from aiohttp import web
 from yarl import URL
 
-from service.archive.plan import check_order_id, parse_options
+from service.archive.parameters import check_order_id, parse_parameters
 from service.archive.summary import summarize_order
 from service.web.auth.guards import require_download
 from service.web.services import SERVICES
@@ -16,7 +16,7 @@ async def get_order(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     require_download(request)
     order_id = check_order_id(request.match_info["order_id"])
-    options = parse_options(request.query.items())
+    options = parse_parameters(request.query.items())
     upstream = services.require_upstream()
     deadline = asyncio.get_running_loop().time() + services.first_byte_seconds
     order = await upstream.find_order(order_id, deadline=deadline)

@@ -220,7 +220,7 @@ async def test_without_a_token_nobody_is_the_operator(
     """The operator's routes are off, whatever a request carries."""
     service = await start_service(service_api_keys=KEYS)
     for headers in ({}, {"X-Admin-Token": ""}, {"X-Admin-Token": "None"}, {"X-API-Key": PAYING}):
-        assert await status_and_type(client, f"{service}/api/sentry/issues", **headers) == (403, "admin-not-configured")
+        assert await status_and_type(client, f"{service}/api/sentry/issues", **headers) == (503, "admin-not-configured")
 
 
 async def test_a_key_is_not_the_operators_token(locked: str, client: aiohttp.ClientSession) -> None:

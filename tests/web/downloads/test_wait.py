@@ -409,7 +409,7 @@ async def test_wrong_secrets_of_notices_count_as_guesses(
 async def test_notices_are_off_without_a_secret(service: str, client: aiohttp.ClientSession) -> None:
     """A service that was given no secret believes nobody."""
     async with client.post(f"{service}/webhooks/autoenhance", json={}, headers={"Authentication": ""}) as response:
-        assert (response.status, (await response.json())["type"]) == (403, "/problems/webhooks-not-configured")
+        assert (response.status, (await response.json())["type"]) == (503, "/problems/webhooks-not-configured")
 
 
 # Fetch what is missing.

@@ -52,7 +52,7 @@ def parsed(answer: bytes) -> tuple[int, bytes, Any]:
     ("changes", "fields", "status", "slug"),
     [
         pytest.param({}, b"X-Admin-Token: wrong", 401, "admin-required", id="wrong token"),
-        pytest.param({"admin_token": None}, b"", 403, "admin-not-configured", id="no operator"),
+        pytest.param({"admin_token": None}, b"", 503, "admin-not-configured", id="no operator"),
         pytest.param(
             {"autoenhance_api_key": None},
             b"X-Admin-Token: " + ADMIN.encode(),

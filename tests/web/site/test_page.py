@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from yarl import URL
 
-from service.archive.plan import PARAMETERS
+from service.archive.parameters import PARAMETERS
 from service.errors import concrete_errors
 from service.model import Reason
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage

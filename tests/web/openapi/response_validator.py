@@ -1,4 +1,4 @@
-"""Compares answers with ``/openapi.json``: status, headers and body must be as it says, and nothing else."""
+"""Validate responses against ``/openapi.json``: status, headers and body, exactly."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator, FormatChecker
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-# What every answer may have; the document says so of all together.
-EVERYWHERE = frozenset(
+# Headers that every response may have; the document describes them in its introduction.
+COMMON_HEADERS = frozenset(
     {
         "cache-control",
         "connection",
@@ -31,8 +31,8 @@ EVERYWHERE = frozenset(
 PROBLEM_TYPE = "application/problem+json"
 
 
-class Judge:
-    """Judges answers by a document, and notes which operations gave which status."""
+class ResponseValidator:
+    """Validate responses against a document; record the status and problem types of each operation."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -44,61 +44,61 @@ class Judge:
         ]
 
     def operation(self, method: str, path: str) -> dict[str, Any]:
-        """Return the operation that a request is for; a path of its own goes before one with parameters."""
+        """Return the operation of a request."""
         (found,) = [operations for pattern, operations in self._paths if pattern.fullmatch(path)]
         operation: dict[str, Any] = found[method.lower()]
         return operation
 
-    def check(self, schema: Mapping[str, Any], value: object) -> None:
-        """Fail unless a value is what a schema of the document says."""
+    def validate_value(self, schema: Mapping[str, Any], value: object) -> None:
+        """Fail unless a value matches a schema of the document."""
         whole = {**schema, "components": self.document["components"]}
         Draft202012Validator(whole, format_checker=FormatChecker()).validate(value)
 
     def resolved(self, part: dict[str, Any]) -> dict[str, Any]:
-        """Return a part of the document, or what it refers to."""
+        """Resolve a part of the document that may be a reference."""
         found = part
         for name in part["$ref"].removeprefix("#/").split("/") if "$ref" in part else ():
             found = self.document[name] if found is part else found[name]
         return found
 
-    def judge(self, method: str, url: URL, status: int, headers: CIMultiDictProxy[str], body: bytes) -> None:
-        """Fail unless the document has this answer."""
+    def validate(self, method: str, url: URL, status: int, headers: CIMultiDictProxy[str], body: bytes) -> None:
+        """Fail unless the document describes this response."""
         operation = self.operation(method, url.path)
         name = operation["operationId"]
         assert str(status) in operation["responses"], f"{name}: {status} is not documented: {body[:500]!r}"
         response = operation["responses"][str(status)]
         self.seen.add((name, status))
-        self._judge_headers(response.get("headers", {}), headers)
+        self._validate_headers(response.get("headers", {}), headers)
         if method != "HEAD":
-            self._judge_body(response.get("content", {}), headers.get("Content-Type", ""), body)
+            self._validate_body(response.get("content", {}), headers.get("Content-Type", ""), body)
         elif status >= 400:
             assert headers["Content-Type"].startswith(PROBLEM_TYPE)
 
-    def _judge_headers(self, documented: dict[str, Any], headers: CIMultiDictProxy[str]) -> None:
+    def _validate_headers(self, documented: dict[str, Any], headers: CIMultiDictProxy[str]) -> None:
         assert {"x-request-id", "x-content-type-options", "content-security-policy"} <= {one.lower() for one in headers}
-        surplus = {one.lower() for one in headers} - EVERYWHERE - {one.lower() for one in documented}
+        surplus = {one.lower() for one in headers} - COMMON_HEADERS - {one.lower() for one in documented}
         assert not surplus, f"not documented: {surplus}"
         for name, part in documented.items():
             header = self.resolved(part)
             assert name in headers or not header["required"], f"{name} is missing"
             if name in headers:
                 text = headers[name]
-                self.check(header["schema"], int(text) if header["schema"].get("type") == "integer" else text)
+                self.validate_value(header["schema"], int(text) if header["schema"].get("type") == "integer" else text)
 
-    def _judge_body(self, documented: dict[str, Any], content_type: str, body: bytes) -> None:
+    def _validate_body(self, documented: dict[str, Any], content_type: str, body: bytes) -> None:
         if not documented:
             assert body == b""
             return
-        kind = content_type.partition(";")[0]
-        assert kind in documented, f"{kind} is not documented"
-        if not kind.endswith("json"):
+        media_type = content_type.partition(";")[0]
+        assert media_type in documented, f"{media_type} is not documented"
+        if not media_type.endswith("json"):
             return
         value = json.loads(body)
-        self.check(documented[kind]["schema"], value)
-        if kind == PROBLEM_TYPE:
-            self._judge_problem(documented[kind], value)
+        self.validate_value(documented[media_type]["schema"], value)
+        if media_type == PROBLEM_TYPE:
+            self._validate_problem(documented[media_type], value)
 
-    def _judge_problem(self, documented: dict[str, Any], value: dict[str, Any]) -> None:
+    def _validate_problem(self, documented: dict[str, Any], value: dict[str, Any]) -> None:
         slug = value["type"].rpartition("/")[2]
         self.problems.add(slug)
         example = self.resolved(documented["examples"][slug])["value"]
@@ -108,12 +108,12 @@ class Judge:
         assert set(example) <= set(value), f"{slug} should have {set(example) - set(value)}"
 
 
-async def ask(
-    judge: Judge, client: aiohttp.ClientSession, method: str, url: str, status: int, **options: Any
+async def send(
+    validator: ResponseValidator, client: aiohttp.ClientSession, method: str, url: str, status: int, **options: Any
 ) -> tuple[CIMultiDictProxy[str], bytes]:
-    """Send a request, have the answer judged, and return it."""
+    """Send a request and validate its response; return headers and body."""
     async with client.request(method, url, **options) as response:
         body = await response.read()
         assert response.status == status, body[:500]
-        judge.judge(method, response.url, response.status, response.headers, body)
+        validator.validate(method, response.url, response.status, response.headers, body)
         return response.headers, body
