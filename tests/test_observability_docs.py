@@ -8,8 +8,9 @@ import pytest
 
 from service.model import ArchiveOutcome, Hop, ResumeMethod
 from service.monitoring.metrics import Metrics
-from tests.test_docs import LOG_METHODS, ROOT, log_events
+from tests.test_docs import ROOT
 
+LOG_METHODS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
 DOCUMENT = (ROOT / "deploy" / "OBSERVABILITY.md").read_text(encoding="utf-8")
 # Fields that a helper of the code adds, so that they do not stand in the call.
 ADDED_FIELDS = {
@@ -37,6 +38,21 @@ def rows(first_heading: str) -> dict[str, list[str]]:
 def words(cell: str) -> set[str]:
     """Return what stands in a cell in code spans."""
     return set(re.findall(r"`([^`]+)`", cell))
+
+
+def log_events() -> dict[str, set[str]]:
+    """Return the names of all events that the service's code logs, with their levels."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "service").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in LOG_METHODS and re.search(r"\b_?log(ger)?$", ast.unparse(node.func.value)):
+                name = node.args[0]
+                assert isinstance(name, ast.Constant), f"{path}:{node.lineno}: an event's name must be a literal"
+                level = "error" if node.func.attr == "exception" else node.func.attr
+                found.setdefault(str(name.value), set()).add(level)
+    return found
 
 
 def test_metrics() -> None:
