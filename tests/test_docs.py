@@ -131,7 +131,7 @@ def test_routes() -> None:
     described = {
         f"{method.upper()} {path}" for path, methods in openapi_document("0")["paths"].items() for method in methods
     }
-    listed = set(re.findall(r"(?:GET|POST|PUT|DELETE) /[^`,\s]*", " ".join(table("Route", API))))
+    listed = set(re.findall(r"(?:GET|HEAD|POST|PUT|DELETE) /[^`,\s]*", " ".join(table("Route", API))))
     assert listed == described | {"GET /", "GET /docs"}
 
 

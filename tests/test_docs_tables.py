@@ -21,7 +21,7 @@ MARKED = {
 
 
 def test_markers() -> None:
-    """Each generated table has its place: one pair of markers in the documents that show it."""
+    """Each generated table has one pair of markers in each document that shows it."""
     for name, document in DOCUMENTS.items():
         found = re.findall(
             r"^<!-- begin generated: ([a-z-]+) -->\n(?:\|.*\n)+<!-- end generated: \1 -->$", document, re.MULTILINE
