@@ -1,4 +1,7 @@
-"""The documents say what the code does: every table, link, target and command in them is checked against it."""
+"""The documents match the code: links, paths, commands, samples and hand-written tables are checked against it.
+
+The generated tables have a test of their own, beside their generator.
+"""
 
 import ast
 import json
@@ -16,27 +19,36 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
-from prometheus_client import Counter
-from prometheus_client.metrics import MetricWrapperBase
 from yarl import URL
 
 from service.archive.report import MANIFEST_NAME
-from service.monitoring.metrics import Metrics
+from service.errors import concrete_errors
 from service.sandbox import DEMO_ORDER_ID, Kind
 from service.settings import Settings, describe_settings
+from service.web.openapi.document import openapi_document
 from tests.archives import download
 
 ROOT = Path(__file__).parents[1]
-DEPLOY = ROOT / "deploy"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+# Every document of the project by its path, in the order of README's map. Vendored and bundled files have their own.
+DOCUMENTS = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in (
+        "README.md",
+        "service/web/API.md",
+        "service/README.md",
+        "CONTRIBUTING.md",
+        *sorted(one.relative_to(ROOT).as_posix() for one in (ROOT / "deploy").rglob("*.md")),
+        "CHANGELOG.md",
+    )
+}
+README, API = DOCUMENTS["README.md"], DOCUMENTS["service/web/API.md"]
+# README is read by everyone: what needs more room has a document of its own.
+README_LINES = 360
 EXAMPLE_ENVIRONMENT = (ROOT / ".env.example").read_text(encoding="utf-8")
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-# Where README says the service is; the commands are run against another port.
+# The documents' address of the service; the commands are run against another port.
 DOCUMENTED_ADDRESS = "localhost:8000"
-# What README writes for "none of these".
-NO_LABEL = "\N{EN DASH}"
 NOT_RUN = "<!-- not run:"
 STARTING_SECONDS = 30
 COMMAND_SECONDS = 60
@@ -44,11 +56,9 @@ COMMAND_SECONDS = 60
 # Different in each download, or drawn by whatever version of Pillow is installed.
 _VOLATILE = frozenset({"archive_id", "created_at", "bytes", "size", "crc32", "sha256"})
 
-LOG_METHODS = frozenset({"debug", "info", "warning", "error", "exception", "critical"})
-
 
 class Block(NamedTuple):
-    """A fenced block of a document: its language, its text, and whether it says that it is not to be run."""
+    """A fenced block of a document: its language, its text, and whether the test runs it."""
 
     language: str
     text: str
@@ -68,17 +78,17 @@ def prose_of(document: str) -> str:
     return re.sub(r"^```.*?^```$", "", document, flags=re.MULTILINE | re.DOTALL)
 
 
-def table(first_heading: str) -> dict[str, list[str]]:
-    """Return README's table whose first column has this heading: the other cells of each row by its first, bare."""
-    match = re.search(rf"^\| {first_heading} \|.*\n\| ---.*\n((?:\|.*\n)+)", README, re.MULTILINE)
-    assert match, f"README has no table of {first_heading}"
+def table(first_heading: str, document: str) -> dict[str, list[str]]:
+    """Return the table whose first column has this heading: the other cells of each row by its first, bare."""
+    match = re.search(rf"^\| {first_heading} \|.*\n\| ---.*\n((?:\|.*\n)+)", document, re.MULTILINE)
+    assert match, f"there is no table of {first_heading}"
     rows = [[cell.strip().strip("`") for cell in line.strip("| \n").split(" | ")] for line in match[1].splitlines()]
-    assert len(rows) == len({row[0] for row in rows}), "a row stands there twice"
+    assert len(rows) == len({row[0] for row in rows}), "a row is there twice"
     return {row[0]: row[1:] for row in rows}
 
 
 def test_settings_of_the_example_environment(tmp_path: Path) -> None:
-    """.env.example shows every setting with its default, and only the key is set in it."""
+    """.env.example has every setting with its default, and sets only the key."""
     lines = re.findall(r"^(# )?([A-Z][A-Z_]+)=(.*)$", EXAMPLE_ENVIRONMENT, re.MULTILINE)
     defaults = {name: "" if default == "(none)" else default for name, default, _ in describe_settings()}
     key = {name: value for off, name, value in lines if not off}
@@ -94,50 +104,41 @@ def test_settings_of_the_example_environment(tmp_path: Path) -> None:
 
 
 def test_settings_have_a_comment_in_the_example_environment() -> None:
-    """Above each setting of .env.example stands what it means."""
+    """Each setting of .env.example has a comment above it."""
     paragraphs = [one for one in EXAMPLE_ENVIRONMENT.split("\n\n") if re.search(r"^(# )?[A-Z_]+=", one, re.MULTILINE)]
     assert all(re.match(r"# [A-Z*a-z].*\n(# )?[A-Z_]+=.*\n?\Z", one) for one in paragraphs)
 
 
+def test_readme_is_short() -> None:
+    """README stays short enough to be read at once."""
+    assert len(README.splitlines()) <= README_LINES
+
+
+def test_readme_lists_every_document() -> None:
+    """README's map of the documents has every document."""
+    assert set(re.findall(r"^\| \[([\w./]+\.md)\]", README, re.MULTILINE)) == set(DOCUMENTS) - {"README.md"}
+
+
+def test_commonest_problems() -> None:
+    """The problems that README shows exist, with the status it gives them."""
+    statuses = {error.slug: str(error.status) for error in concrete_errors()}
+    for status, (slugs, _) in table("Status", README).items():
+        assert {statuses[slug] for slug in re.findall(r"[a-z-]+", slugs)} == set(status.split(", "))
+
+
+def test_routes() -> None:
+    """API.md lists the routes that /openapi.json describes, the two pages, and no other."""
+    described = {
+        f"{method.upper()} {path}" for path, methods in openapi_document("0")["paths"].items() for method in methods
+    }
+    listed = set(re.findall(r"(?:GET|HEAD|POST|PUT|DELETE) /[^`,\s]*", " ".join(table("Route", API))))
+    assert listed == described | {"GET /", "GET /docs"}
+
+
 def test_faults() -> None:
-    """README's table of faults covers every way in which the sandbox can misbehave."""
-    named = [kind.strip() for kinds in re.findall(r"<!-- kinds: (.*?) -->", README) for kind in kinds.split(",")]
+    """The table of faults covers every fault that the sandbox can inject."""
+    named = [kind.strip() for kinds in re.findall(r"<!-- kinds: (.*?) -->", API) for kind in kinds.split(",")]
     assert sorted(named) == sorted(kind.value for kind in Kind)
-
-
-def test_metrics() -> None:
-    """README lists every metric with its type and labels, and no other."""
-    expected = {}
-    for metric in vars(Metrics()).values():
-        if isinstance(metric, MetricWrapperBase):
-            name = f"{metric._name}_total" if isinstance(metric, Counter) else metric._name
-            expected[name] = [metric._type, ", ".join(metric._labelnames)]
-    for family in Metrics().registry.collect():  # those which are read at each scrape have no labels
-        if family.name.startswith("batch_"):
-            name = f"{family.name}_total" if family.type == "counter" else family.name
-            expected.setdefault(name, [family.type, ""])
-    rows = table("Metric").items()
-    assert {name: [row[0], row[1].replace("`", "").removeprefix(NO_LABEL)] for name, row in rows} == expected
-
-
-def log_events() -> dict[str, set[str]]:
-    """Return the names of all events that the service's code logs, with their levels."""
-    found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "service").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                continue
-            if node.func.attr in LOG_METHODS and re.search(r"\b_?log(ger)?$", ast.unparse(node.func.value)):
-                name = node.args[0]
-                assert isinstance(name, ast.Constant), f"{path}:{node.lineno}: an event's name must be a literal"
-                level = "error" if node.func.attr == "exception" else node.func.attr
-                found.setdefault(str(name.value), set()).add(level)
-    return found
-
-
-def test_log_events() -> None:
-    """README lists every log event with its level, or all of them if there are several, and no other."""
-    assert {name: set(row[0].split(", ")) for name, row in table("Event").items()} == log_events()
 
 
 def anchors_of(document: str) -> set[str]:
@@ -146,12 +147,10 @@ def anchors_of(document: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(
-    "name", [*DOCUMENTS, "CHANGELOG.md", *sorted(f"deploy/{one.name}" for one in DEPLOY.glob("*.md"))]
-)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links(name: str) -> None:
     """Every relative link leads to a file that exists, and every anchor to a heading."""
-    document, folder = (ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent
+    document, folder = DOCUMENTS[name], (ROOT / name).parent
     for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(document)):
         path, _, anchor = target.partition("#")
         if path.startswith(("https://", "http://")):
@@ -161,7 +160,7 @@ def test_links(name: str) -> None:
             assert anchor in anchors_of(document if not path else (folder / path).read_text(encoding="utf-8")), target
 
 
-@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md", ".env.example", ".pre-commit-config.yaml"])
+@pytest.mark.parametrize("name", [*DOCUMENTS, ".env.example", ".pre-commit-config.yaml"])
 def test_make_targets(name: str) -> None:
     """Every make target that is mentioned exists and has a line in ``make``'s own help."""
     document = (ROOT / name).read_text(encoding="utf-8")
@@ -171,13 +170,23 @@ def test_make_targets(name: str) -> None:
     assert mentioned <= helped
 
 
+def paths_in(document: str) -> list[str]:
+    """Return the files and folders of the project that a document names in code spans."""
+    code = re.findall(r"`([^`\n]+)`", prose_of(document))
+    paths = [one for one in code if re.fullmatch(r"[\w./-]+(\.(py|md|toml|lock|yaml|example)|(?<=\w)/)", one)]
+    return [path for path in paths if path != "/problems/"]
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_files(name: str) -> None:
-    """Every file and folder of the project that is named exists."""
-    code = re.findall(r"`([^`\n]+)`", prose_of(DOCUMENTS[name]))
-    paths = [one for one in code if re.fullmatch(r"[\w./-]+(\.(py|md|toml|lock|yaml|example)|(?<=\w)/)", one)]
-    assert len(paths) > 5
-    assert [path for path in paths if path != "/problems/" and not (ROOT / path).exists()] == []
+    """Every file and folder of the project that is named exists, from the root or from beside the document."""
+    paths = paths_in(DOCUMENTS[name])
+    assert [path for path in paths if not any((at / path).exists() for at in (ROOT, (ROOT / name).parent))] == []
+
+
+def test_files_are_found() -> None:
+    """The pattern for paths finds them: an empty list would prove nothing."""
+    assert all(len(paths_in(DOCUMENTS[name])) > 5 for name in ("service/README.md", "CONTRIBUTING.md"))
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -223,29 +232,29 @@ def _read_log(process: subprocess.Popen[bytes], started: queue.Queue[str]) -> No
                 started.put(event["url"].removeprefix("http://"))
 
 
-def runnable() -> list[tuple[str, str | None]]:
-    """Return README's commands that speak to the service, each with the output which README shows behind it."""
-    blocks = blocks_of(README)
-    followers = [*blocks[1:], Block("", "", run=False)]
+def runnable(document: str) -> list[tuple[str, str | None]]:
+    """Return a document's commands that use the service, each with the output that the document shows after it."""
+    blocks = blocks_of(document)
+    next_blocks = [*blocks[1:], Block("", "", run=False)][: len(blocks)]
     return [
         (block.text, behind.text if behind.language == "text" else None)
-        for block, behind in zip(blocks, followers, strict=True)
+        for block, behind in zip(blocks, next_blocks, strict=True)
         if block.language == "sh" and block.run and re.search(r"^(curl|autoenhance-batch) ", block.text, re.MULTILINE)
     ]
 
 
 def test_few_blocks_are_not_run() -> None:
     """Only what needs a real key is marked as not to be run."""
-    marked = [block.text for block in blocks_of(README) if not block.run]
-    assert len(marked) == README.count(NOT_RUN) == 1
+    marked = [block.text for document in DOCUMENTS.values() for block in blocks_of(document) if not block.run]
     assert marked == ["AUTOENHANCE_API_KEY=... make run\n"]
+    assert sum(document.count(f"\n{NOT_RUN}") for document in DOCUMENTS.values()) == 1
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_command_is_checked(name: str) -> None:
-    """What is not run is a make target, of which ``test_make_targets`` knows, or installs what CI installs too."""
+    """What is not run is a make target, which ``test_make_targets`` checks, or installs what CI installs too."""
     installed = {"make", *re.findall(r"[\w.-]+", re.findall(r"^tools=\((.*?)\)", CI, re.MULTILINE | re.DOTALL)[0])}
-    commands_run = {command for command, _ in runnable()} if name == "README.md" else set()
+    commands_run = {command for command, _ in runnable(DOCUMENTS[name])}
     for block in blocks_of(DOCUMENTS[name]):
         if block.language != "sh" or block.text in commands_run:
             continue
@@ -256,11 +265,18 @@ def test_every_command_is_checked(name: str) -> None:
                 assert re.fullmatch(r"([A-Z_]+=\S+ )*make [a-z-]+", line), line
 
 
-@pytest.mark.parametrize(("command", "output"), [pytest.param(*one, id=str(n)) for n, one in enumerate(runnable())])
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        pytest.param(*one, id=f"{name}-{n}")
+        for name, document in DOCUMENTS.items()
+        for n, one in enumerate(runnable(document))
+    ],
+)
 def test_commands(command: str, output: str | None, sandboxed_service: str, tmp_path: Path) -> None:
-    """The commands of README work as they stand, and give the output that README shows."""
+    """The commands of the documents work as written, and give the output shown."""
     _require_tools(command)
-    for photo in (ROOT / "service" / "samples").glob("*.jpg"):  # the photos that an upload speaks of
+    for photo in (ROOT / "service" / "web" / "uploads" / "samples").glob("*.jpg"):  # which the uploads send
         shutil.copy(photo, tmp_path)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command.replace(DOCUMENTED_ADDRESS, sandboxed_service)],
@@ -292,14 +308,14 @@ def _require_tools(command: str) -> None:
 
 
 def sample_manifest() -> Any:
-    """Return the manifest that README shows."""
-    (sample,) = (json.loads(block.text) for block in blocks_of(README) if block.language == "json")
+    """Return the manifest that API.md shows."""
+    (sample,) = (json.loads(block.text) for block in blocks_of(API) if block.language == "json")
     return sample
 
 
 async def test_sample_manifest(sandboxed_service: str, client: aiohttp.ClientSession) -> None:
-    """README's manifest is what its command gives, but for what differs from download to download."""
-    (command,) = (text for text, _ in runnable() if MANIFEST_NAME in text)
+    """API.md's manifest is what its command returns, except for what differs from download to download."""
+    (command,) = (text for text, _ in runnable(API) if MANIFEST_NAME in text)
     (address,) = re.findall(r'"(http://.+?)"', command)
     found = await download(client, URL(address.replace(DOCUMENTED_ADDRESS, sandboxed_service), encoded=True))
     real = json.loads(found[MANIFEST_NAME].decode().replace(sandboxed_service, DOCUMENTED_ADDRESS))
@@ -307,16 +323,16 @@ async def test_sample_manifest(sandboxed_service: str, client: aiohttp.ClientSes
 
 
 def _shape(value: Any) -> Any:
-    """Return a JSON value with the order of its keys, and the type only of what is volatile."""
+    """Return a JSON value with the order of its keys, and only the type of what is volatile."""
     if isinstance(value, Mapping):
         return [(key, type(one).__name__ if key in _VOLATILE else _shape(one)) for key, one in value.items()]
     return [_shape(one) for one in value] if isinstance(value, list) else value
 
 
 def test_manifest_keys_are_explained() -> None:
-    """README's table of the manifest names keys that exist."""
+    """API.md's table of the manifest names keys that exist."""
     sample = sample_manifest()
-    for row in table("Key"):
+    for row in table("Key", API):
         for key in row.replace("`", "").split(", "):
             part = sample["images"][0] if "images[]" in row else sample
             assert key.removeprefix("images[].") in part

@@ -12,7 +12,7 @@ from service.archive.report import MANIFEST_NAME, REPORT_NAME
 from service.archive.writer import Layout
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox
 from tests.archives import add_order, entries, failures_in, images_in, images_url, jpeg
-from tests.test_docs import table
+from tests.test_docs import API, table
 from tests.unzip_tools import (
     MODE_READERS,
     Judge,
@@ -163,7 +163,7 @@ async def test_half_an_image_comes_through(
 
 def test_readme() -> None:
     """README's table says of every program and layout what is proven here."""
-    stated = {name.replace("`", ""): row[: len(Layout)] for name, row in table("Program").items()}
+    stated = {name.replace("`", ""): row[: len(Layout)] for name, row in table("Program", API).items()}
     assert stated == {
         name: ["no" if (layout, judge) in REFUSALS else "yes" for layout in Layout] for name, judge in JUDGES.items()
     }

@@ -17,7 +17,7 @@ from service.web.auth.guards import require_admin
 from service.web.services import SERVICES, Services
 from service.web.uploads.form_parts import FILES, MAX_FIELDS, ORDER_NAME, Spooled, UploadParts
 
-SAMPLES = Path(__file__).parents[1] / "samples"
+SAMPLES = Path(__file__).parent / "samples"
 SAMPLE_ORDER_NAME = "Sample order"
 # Files beyond MAX_UPLOAD_FILES are read and listed, so that the caller knows what is not there; but not without end.
 MAX_FILES_REFUSED = 1000
