@@ -20,18 +20,15 @@ from service.app import create_app, create_ops_app
 from service.server.runtime import tune_gc, tune_malloc
 from service.settings import Settings
 from service.streaming.admission import Admission
+from service.web.auth.context import AUTH
 from service.web.auth.credentials import Credentials, Role
-from service.web.http.connection import ClientConnection
-from service.web.http.expect_continue import defer_continue
-from service.web.services import SERVICES
+from service.web.downloads.context import DOWNLOADS
+from service.web.http.connection import connection_factory
+from service.web.http.context import HTTP
+from service.web.uploads.context import UPLOADS
 
 # What a handler that is cancelled at the very end may still take to let go of its connections.
 CLOSING_SECONDS = 1.0
-# Idle connections of callers and proxies are kept this long; also bounds the head of their next request.
-KEEPALIVE_SECONDS = 75.0
-# A URL with some hundred image ids fits; so do the headers that proxies add.
-MAX_REQUEST_LINE_BYTES = 16 * 1024
-MAX_HEADER_FIELD_BYTES = 16 * 1024
 BACKLOG = 1024
 
 log = structlog.get_logger(__name__)
@@ -56,7 +53,7 @@ async def running(
                 url = _url(listening)
                 log.info("service.started", url=url, api_key_configured=settings.autoenhance_api_key is not None)
                 if demo_order_id is None:
-                    _warn_if_open(app[SERVICES].access.credentials)
+                    _warn_if_open(app[AUTH].credentials)
                 yield url
                 await _drain(app, settings.drain_seconds, force_stop or asyncio.Event())
             finally:
@@ -80,7 +77,7 @@ async def _ops_served(app: web.Application, settings: Settings) -> AsyncIterator
     if settings.metrics_port is None:
         yield
         return
-    runner = web.AppRunner(create_ops_app(app[SERVICES]), access_log=None, shutdown_timeout=CLOSING_SECONDS)
+    runner = web.AppRunner(create_ops_app(app), access_log=None, shutdown_timeout=CLOSING_SECONDS)
     await runner.setup()
     try:
         listening = await _listen(runner, app, settings, settings.metrics_port)
@@ -113,27 +110,15 @@ async def serve(settings: Settings, *, demo_order_id: str | None = None) -> None
 
 async def _listen(runner: web.AppRunner, app: web.Application, settings: Settings, port: int) -> asyncio.Server:
     """Open a port with our own connection class, for which aiohttp's sites have no place."""
-    server, loop = runner.server, asyncio.get_running_loop()
-    if server is None:
+    if runner.server is None:
         raise RuntimeError("the runner is not set up")
-    server.request_factory = defer_continue(server.request_factory)
-    malformed = app[SERVICES].metrics.malformed_requests
-
-    def connect() -> ClientConnection:
-        return ClientConnection(
-            server,
-            loop=loop,
-            access_log=None,  # the middleware writes it
-            head_seconds=settings.request_header_timeout_seconds,
-            stall_seconds=settings.client_stall_seconds,
-            note_malformed=malformed.inc,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            max_line_size=MAX_REQUEST_LINE_BYTES,
-            max_field_size=MAX_HEADER_FIELD_BYTES,
-            auto_decompress=False,  # no request has a body worth the risk: it could be a bomb, or break the connection
-        )
-
-    return await loop.create_server(connect, settings.host, port, backlog=BACKLOG)
+    connect = connection_factory(
+        runner.server,
+        header_timeout_seconds=settings.request_header_timeout_seconds,
+        stall_seconds=settings.client_stall_seconds,
+        on_malformed=app[HTTP].metrics.malformed_requests.inc,
+    )
+    return await asyncio.get_running_loop().create_server(connect, settings.host, port, backlog=BACKLOG)
 
 
 def _url(listening: asyncio.Server) -> str:
@@ -143,10 +128,10 @@ def _url(listening: asyncio.Server) -> str:
 
 
 async def _drain(app: web.Application, drain_seconds: float, force_stop: asyncio.Event) -> None:
-    admission, uploads = app[SERVICES].admission, app[SERVICES].upload_admission
+    admission, uploads = app[DOWNLOADS].admission, app[UPLOADS].admission
     admission.drain()
     uploads.drain()
-    app[SERVICES].live_orders.stop()  # who waits for images gets what there is, and a report of the rest
+    app[DOWNLOADS].order_watcher.stop()  # who waits for images gets what there is, and a report of the rest
     if admission.active or uploads.active:
         log.info("service.draining", archives=admission.active, drain_seconds=drain_seconds)
         ends = [asyncio.create_task(_idle(admission, uploads)), asyncio.create_task(force_stop.wait())]

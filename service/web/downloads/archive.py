@@ -24,18 +24,19 @@ from service.upstream.api import UpstreamClient
 from service.upstream.order_watcher import Subscription
 from service.web.auth.guards import (
     LINK,
-    NOT_SIGNED,
-    caller_fingerprint,
-    link_in,
+    UNSIGNED_PARAMETERS,
+    client_fingerprint,
+    link_token,
     require_full_quality,
-    require_this_download,
+    require_order_download,
+    require_upstream,
 )
 from service.web.downloads.conditions import resumption_problem
+from service.web.downloads.context import DOWNLOADS, DownloadsContext
 from service.web.downloads.record import ArchiveRecord
 from service.web.downloads.selection import select_missing
+from service.web.http.context import STREAMING
 from service.web.http.streaming_response import StreamingResponse
-from service.web.middleware import STREAMING
-from service.web.services import SERVICES, Services
 
 ORDER_ID_CHARACTERS = 36
 # About 45 bytes each ("&only=" and a UUID): with this many, a URL stays below the 8 KiB that nginx takes by default.
@@ -51,66 +52,66 @@ _FRAMED_BY_THE_PAGE = {
 
 async def get_order_archive(request: web.Request) -> web.StreamResponse:
     """Answer with the archive, or, to HEAD, with its status and headers only."""
-    services = request.app[SERVICES]
-    receipt = services.receipts.new(
+    context = request.app[DOWNLOADS]
+    receipt = context.receipts.new(
         _chosen_archive_id(request) or str(uuid.uuid4()),
-        link=link_in(request),
+        link=link_token(request),
         request=_request_digest(request),
         body=None if request.method == "POST" else "",
     )
-    record = ArchiveRecord(request, receipt, services.metrics)
+    record = ArchiveRecord(request, receipt, context.metrics)
     # What is too long for an id is no id, and fills no log.
     order_id = request.match_info["order_id"][:ORDER_ID_CHARACTERS]
     structlog.contextvars.bind_contextvars(order_id=order_id, archive_id=record.archive_id)
     if request.method == "HEAD":  # makes no archive: there is nothing to account for
-        return await _serve(request, services, record)
+        return await _serve(request, context, record)
     with record:
-        return await _serve(request, services, record)
+        return await _serve(request, context, record)
 
 
-async def _serve(request: web.Request, services: Services, record: ArchiveRecord) -> web.StreamResponse:
+async def _serve(request: web.Request, context: DownloadsContext, record: ArchiveRecord) -> web.StreamResponse:
     # 1. Who asks, and for what. Nothing upstream is touched before this is right.
     order_id = request.match_info["order_id"]
-    role = require_this_download(request, order_id)
+    role = require_order_download(request, order_id)
     not_resumable = resumption_problem(request)
     # A watcher sees what comes of it, also a refusal. A refused resumption leaves the id to the next whole download.
     if _chosen_archive_id(request) is not None and request.method != "HEAD" and not_resumable is None:
-        services.receipts.file(record.receipt)
+        context.receipts.file(record.receipt)
     order_id = check_order_id(order_id)
     options = parse_options((name, value) for name, value in request.query.items() if name != LINK)
     require_full_quality(role, options.image)
-    if options.wait > services.wait_max_seconds:
-        raise InvalidParameter("wait", f"'wait' must be at most {services.wait_max_seconds} here.")
-    upstream = services.require_upstream()
+    if options.wait > context.wait_max_seconds:
+        raise InvalidParameter("wait", f"'wait' must be at most {context.wait_max_seconds} here.")
+    upstream = require_upstream(context.upstream)
     # Conditions count only where the request would succeed without them (RFC 9110 section 13.2.1).
     if not_resumable is not None:
         raise not_resumable
     # 2. Whether there is room. Before the look-up, so that a flood of requests is not passed on upstream.
-    with services.admission.admit():
+    with context.admission.admit():
         if request.method == "POST":
-            options = await select_missing(request, order_id, options, max_images=services.max_images)
+            options = await select_missing(request, order_id, options, max_images=context.max_images)
             record.receipt.body = _digest(sorted(options.only))
             if options.archive_id is not None:
-                services.receipts.file(record.receipt)
+                context.receipts.file(record.receipt)
             if not options.only:
                 return web.Response(status=204)
         # From here the caller waits: look-up and first image together must not take longer than this.
         asked = asyncio.get_running_loop().time()
-        wait_until, deadline = asked + options.wait, asked + services.first_byte_seconds
+        wait_until, deadline = asked + options.wait, asked + context.first_byte_seconds
         # 3. What there is.
         order = await upstream.find_order(order_id, deadline=deadline)
         if request.method == "HEAD":
-            plan = plan_archive(order, options, max_images=services.max_images)
+            plan = plan_archive(order, options, max_images=context.max_images)
             return web.Response(headers=_headers(plan, record.archive_id), content_type="application/zip")
         # 4. The answer. Whoever waits for images that become ready has until then, and then for the first byte.
         async with AsyncExitStack() as stack:
             follower = None
             if options.wait and may_change(order, options):
-                follower = await stack.enter_async_context(services.live_orders.follow(order, asked, until=wait_until))
+                follower = await stack.enter_async_context(context.order_watcher.follow(order, asked, until=wait_until))
                 order = await _with_images(order, follower, wait_until)
-                deadline = wait_until + services.first_byte_seconds
-            plan = plan_archive(order, options, max_images=services.max_images)
-            download = _Download(request, services, upstream, plan, record)
+                deadline = wait_until + context.first_byte_seconds
+            plan = plan_archive(order, options, max_images=context.max_images)
+            download = _Download(request, context, upstream, plan, record)
             return await download.run(deadline, follower, wait_until)
 
 
@@ -124,9 +125,9 @@ def _chosen_archive_id(request: web.Request) -> str | None:
 
 def _request_digest(request: web.Request) -> str:
     """Return an opaque digest of a client and its request, without the body and the archive id."""
-    query = sorted([name, value] for name, value in request.query.items() if name not in NOT_SIGNED)
+    query = sorted([name, value] for name, value in request.query.items() if name not in UNSIGNED_PARAMETERS)
     order_id = request.match_info["order_id"].lower()
-    return _digest([caller_fingerprint(request), request.method, order_id, query])
+    return _digest([client_fingerprint(request), request.method, order_id, query])
 
 
 def _digest(what: Any) -> str:
@@ -152,25 +153,25 @@ class _Download:
     def __init__(
         self,
         request: web.Request,
-        services: Services,
+        context: DownloadsContext,
         upstream: UpstreamClient,
         plan: ArchivePlan,
         record: ArchiveRecord,
     ) -> None:
         self._request = request
-        self._in_progress = services.metrics.archives_in_progress
-        self._url = URL(services.public_url).join(request.rel_url) if services.public_url else request.url
-        self._stall_seconds = services.client_stall_seconds
-        self._receipts = services.receipts
-        self._max_images = services.max_images
+        self._in_progress = context.metrics.archives_in_progress
+        self._url = URL(context.public_url).join(request.rel_url) if context.public_url else request.url
+        self._stall_seconds = context.client_stall_seconds
+        self._receipts = context.receipts
+        self._max_images = context.max_images
         self._plan = plan
         self._record = record
         self._stream = ArchiveStream(
             plan,
             upstream,
-            limits=services.limits,
-            total_budget=services.total_budget,
-            connections=services.connections,
+            limits=context.limits,
+            total_budget=context.total_budget,
+            connections=context.connections,
             describe=self._describe,
             count=record.count,
             writing=record.receipt.writing,
@@ -250,7 +251,9 @@ class _Download:
         # What the order does not list any more would be refused.
         missing = [one.image.image_id for one in outcomes if one.failure is not None and one.failure != TAKEN_OUT]
         # ``only`` is replaced, everything else stays as the caller chose it; a link opens only what it was made for.
-        query = [(name, value) for name, value in self._request.query.items() if name not in {"only", *NOT_SIGNED}]
+        query = [
+            (name, value) for name, value in self._request.query.items() if name not in {"only", *UNSIGNED_PARAMETERS}
+        ]
         return ReportContext(
             order_id=order.order_id,
             order_name=order.name,
@@ -284,4 +287,4 @@ def _headers(plan: ArchivePlan, archive_id: str) -> dict[str, str]:
 
 def _parameters(request: web.Request) -> dict[str, str]:
     """Return what the caller chose about the images; which ones, and how it may have them, stands elsewhere."""
-    return {name: value for name, value in request.query.items() if name not in {"only", *NOT_SIGNED}}
+    return {name: value for name, value in request.query.items() if name not in {"only", *UNSIGNED_PARAMETERS}}

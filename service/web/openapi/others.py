@@ -30,7 +30,7 @@ from service.web.openapi.operation import KEY, OPERATOR, WEBHOOK, Operation, Suc
 from service.web.openapi.parameters import TRACING
 from service.web.openapi.schemas import exactly, listed, ref
 from service.web.operations.health import IGNORE, UPSTREAM
-from service.web.uploads.create_order import CHOICES, MAX_ORDER_NAME_CHARACTERS
+from service.web.uploads.create_order import ENHANCEMENT_OPTIONS, MAX_ORDER_NAME_CHARACTERS
 from service.web.uploads.form_parts import FILES, ORDER_NAME
 
 _OPERATOR_PROBLEMS = (AdminRequired, AdminNotConfigured, TooManyAuthFailures)
@@ -56,14 +56,14 @@ _UPLOAD_BODY: dict[str, Any] = {
                         "maxLength": MAX_ORDER_NAME_CHARACTERS,
                         "description": "Name of the order.",
                     },
-                    **{name: _choice(values) for name, values in CHOICES.items()},
+                    **{name: _choice(values) for name, values in ENHANCEMENT_OPTIONS.items()},
                     FILES: {
                         **listed({"type": "string", "format": "binary", "contentMediaType": "image/jpeg"}),
                         "minItems": 1,
                         "description": "The photos. They come behind all other fields.",
                     },
                 },
-                optional=(ORDER_NAME, *CHOICES),
+                optional=(ORDER_NAME, *ENHANCEMENT_OPTIONS),
             )
         }
     },

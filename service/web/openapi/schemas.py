@@ -8,7 +8,7 @@ from service.model import ArchiveOutcome, Readiness, Reason
 from service.streaming.receipts import DOWNLOADED, FAILED, PREPARING, STREAMING, WAITING, WRITING
 from service.web.auth.credentials import Role
 from service.web.openapi.problems import problem_schema
-from service.web.uploads.create_order import REFUSALS
+from service.web.uploads.create_order import REJECTION_DETAILS
 
 Schema = Mapping[str, Any]
 
@@ -184,7 +184,10 @@ _UPLOADED_FILE = exactly(
         "file": TEXT,
         "image_id": TEXT_OR_NULL,
         "outcome": {"type": "string", "enum": ["uploaded", "failed"]},
-        "reason": {"type": ["string", "null"], "enum": [*REFUSALS, *(reason.value for reason in Reason), None]},
+        "reason": {
+            "type": ["string", "null"],
+            "enum": [*REJECTION_DETAILS, *(reason.value for reason in Reason), None],
+        },
         "detail": TEXT_OR_NULL,
         "bytes": COUNT,
     },

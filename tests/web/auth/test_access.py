@@ -24,17 +24,9 @@ from yarl import URL
 from service.monitoring.logs import configure_logs
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Sandbox
 from service.server.run import running
-from service.web.auth.credentials import (
-    ADDRESSES_REMEMBERED,
-    FAILURE_WINDOW_SECONDS,
-    AuthFailureLimit,
-    Credentials,
-    LinkRejected,
-    Links,
-    Role,
-    ServiceKey,
-    Sessions,
-)
+from service.web.auth.credentials import Credentials, Role, ServiceKey
+from service.web.auth.rate_limit import FAILURE_WINDOW_SECONDS, MAX_ADDRESSES, AuthFailureLimit
+from service.web.auth.tokens import LinkRejected, LinkTokens, SessionTokens
 from tests.archives import download, images_url
 from tests.conftest import StartService, settings_for
 
@@ -359,14 +351,14 @@ def test_the_table_of_failures_is_bounded() -> None:
     """A flood of addresses forgets the oldest; a minute forgives."""
     now = itertools.count(0.0, 0.001)
     limit = AuthFailureLimit(1, lambda: next(now))
-    for number in range(ADDRESSES_REMEMBERED + 1):
-        limit.note(str(number))
-    assert limit.wait_seconds("0") == 0
-    assert limit.wait_seconds("1") > 0
+    for number in range(MAX_ADDRESSES + 1):
+        limit.record_failure(str(number))
+    assert limit.retry_after_seconds("0") == 0
+    assert limit.retry_after_seconds("1") > 0
     later = AuthFailureLimit(1, iter([0.0, 1.0, FAILURE_WINDOW_SECONDS]).__next__)
-    later.note("a")
-    assert later.wait_seconds("a") == FAILURE_WINDOW_SECONDS - 1
-    assert later.wait_seconds("a") == 0
+    later.record_failure("a")
+    assert later.retry_after_seconds("a") == FAILURE_WINDOW_SECONDS - 1
+    assert later.retry_after_seconds("a") == 0
 
 
 # Signatures.
@@ -375,21 +367,21 @@ def test_the_table_of_failures_is_bounded() -> None:
 def test_signatures_are_made_with_sha_256() -> None:
     """Links and sessions end in an HMAC-SHA-256, and what was signed by SHA-1 with the same key opens nothing."""
     credentials = Credentials([ServiceKey(NEW)])
-    sessions, links = Sessions(credentials, seconds=60), Links([SIGNING], clock=time.time)
-    cookie = sessions.start(NEW)
-    token, _ = links.make(DEMO_ORDER_ID, [], seconds=60, full=False)
+    sessions, links = SessionTokens(credentials, ttl_seconds=60), LinkTokens([SIGNING], clock=time.time)
+    cookie = sessions.create(NEW)
+    token, _ = links.create(DEMO_ORDER_ID, [], ttl_seconds=60, full=False)
     assert cookie is not None
-    assert sessions.role_of(cookie) is Role.DOWNLOAD
-    assert links.role_of(token, DEMO_ORDER_ID, []) is Role.DOWNLOAD
+    assert sessions.verify(cookie) is Role.DOWNLOAD
+    assert links.verify(token, DEMO_ORDER_ID, []) is Role.DOWNLOAD
     for signed in (cookie, token):
         assert len(base64_decode(signed.rpartition(".")[2])) == hashlib.sha256().digest_size
     weak_cookie = URLSafeTimedSerializer(credentials.session_key, "session").dumps(credentials.fingerprint(NEW))
-    assert sessions.role_of(weak_cookie) is None
+    assert sessions.verify(weak_cookie) is None
     weak_token = URLSafeSerializer(SIGNING, "link").dumps(
         URLSafeSerializer(SIGNING).load_payload(token.encode().rpartition(b".")[0])
     )
     with pytest.raises(LinkRejected):
-        links.check(weak_token)
+        links.verify_signature(weak_token)
 
 
 # Sessions.
@@ -472,19 +464,21 @@ async def test_another_sites_page_cannot_sign_a_browser_in(locked: str, client: 
 def test_sessions_end_with_time_and_with_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session ends after its time, and at once when its key is taken away; one that was tampered with is none."""
     credentials = Credentials([ServiceKey(OLD), ServiceKey(NEW)])
-    sessions = Sessions(credentials, seconds=60)
-    cookie = sessions.start(NEW)
+    sessions = SessionTokens(credentials, ttl_seconds=60)
+    cookie = sessions.create(NEW)
     assert cookie is not None
-    assert sessions.role_of(cookie) is Role.DOWNLOAD
-    assert Sessions(Credentials([ServiceKey(OLD), ServiceKey(NEW)]), seconds=60).role_of(cookie), "on each replica"
-    assert Sessions(Credentials([ServiceKey(OLD)]), seconds=60).role_of(cookie) is None
+    assert sessions.verify(cookie) is Role.DOWNLOAD
+    assert SessionTokens(Credentials([ServiceKey(OLD), ServiceKey(NEW)]), ttl_seconds=60).verify(cookie), (
+        "on each replica"
+    )
+    assert SessionTokens(Credentials([ServiceKey(OLD)]), ttl_seconds=60).verify(cookie) is None
     signed, _, signature = cookie.rpartition(".")
     # The first character: of the last one, base64 takes only some of the bits.
-    assert sessions.role_of(f"{signed}.{'A' if signature[0] != 'A' else 'B'}{signature[1:]}") is None
-    assert sessions.start("another-key-of-callers") is None
+    assert sessions.verify(f"{signed}.{'A' if signature[0] != 'A' else 'B'}{signature[1:]}") is None
+    assert sessions.create("another-key-of-callers") is None
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 62)
-    assert sessions.role_of(cookie) is None
+    assert sessions.verify(cookie) is None
 
 
 def test_a_session_does_not_help_to_guess_other_secrets() -> None:
@@ -610,41 +604,41 @@ async def test_retry_addresses_do_not_hold_the_link(locked: str, client: aiohttp
 def test_links_expire_and_keys_rotate() -> None:
     """A link ends in time; the old key still verifies while it is listed, and no longer when it is not."""
     now = [1000.0]
-    old = Links([OLD_SIGNING], clock=lambda: now[0])
-    token, expires_at = old.make(DEMO_ORDER_ID, [("format", "png")], seconds=60, full=True)
+    old = LinkTokens([OLD_SIGNING], clock=lambda: now[0])
+    token, expires_at = old.create(DEMO_ORDER_ID, [("format", "png")], ttl_seconds=60, full=True)
     assert expires_at == 1060
-    both = Links([SIGNING, OLD_SIGNING], clock=lambda: now[0])
-    assert both.role_of(token, DEMO_ORDER_ID, [("format", "png")]) is Role.FULL
-    newer, _ = both.make(DEMO_ORDER_ID, [], seconds=60, full=False)
-    assert Links([SIGNING], clock=lambda: now[0]).role_of(newer, DEMO_ORDER_ID.upper(), []) is Role.DOWNLOAD
+    both = LinkTokens([SIGNING, OLD_SIGNING], clock=lambda: now[0])
+    assert both.verify(token, DEMO_ORDER_ID, [("format", "png")]) is Role.FULL
+    newer, _ = both.create(DEMO_ORDER_ID, [], ttl_seconds=60, full=False)
+    assert LinkTokens([SIGNING], clock=lambda: now[0]).verify(newer, DEMO_ORDER_ID.upper(), []) is Role.DOWNLOAD
     with pytest.raises(LinkRejected, match="invalid"):
-        Links([SIGNING], clock=lambda: now[0]).role_of(token, DEMO_ORDER_ID, [("format", "png")])
+        LinkTokens([SIGNING], clock=lambda: now[0]).verify(token, DEMO_ORDER_ID, [("format", "png")])
     now[0] = 1060
     with pytest.raises(LinkRejected, match="expired"):
-        both.role_of(token, DEMO_ORDER_ID, [("format", "png")])
+        both.verify(token, DEMO_ORDER_ID, [("format", "png")])
 
 
 @given(st.integers(0, 200), st.characters(codec="ascii"))
 def test_a_token_changed_anywhere_is_refused(place: int, character: str) -> None:
     """Whatever character of a token is replaced, it opens nothing; what decodes to the same bytes may still."""
-    links = Links([SIGNING], clock=lambda: 0.0)
-    token, _ = links.make(DEMO_ORDER_ID, [], seconds=60, full=False)
+    links = LinkTokens([SIGNING], clock=lambda: 0.0)
+    token, _ = links.create(DEMO_ORDER_ID, [], ttl_seconds=60, full=False)
     place %= len(token) - 1  # the last holds two bits that base64 does not use
     changed = token[:place] + character + token[place + 1 :]
     if changed == token:
         return
     with pytest.raises(LinkRejected):
-        links.role_of(changed, DEMO_ORDER_ID, [])
+        links.verify(changed, DEMO_ORDER_ID, [])
 
 
 @given(st.lists(st.tuples(st.text(max_size=4), st.text(max_size=4)), max_size=4), st.text(max_size=4))
 def test_a_link_depends_on_every_parameter(query: list[tuple[str, str]], more: str) -> None:
     """Order of parameters does not matter, everything else does."""
-    links = Links([SIGNING], clock=lambda: 0.0)
-    token, _ = links.make(DEMO_ORDER_ID, query, seconds=60, full=False)
-    assert links.role_of(token, DEMO_ORDER_ID, reversed(query))
+    links = LinkTokens([SIGNING], clock=lambda: 0.0)
+    token, _ = links.create(DEMO_ORDER_ID, query, ttl_seconds=60, full=False)
+    assert links.verify(token, DEMO_ORDER_ID, reversed(query))
     with pytest.raises(LinkRejected):
-        links.role_of(token, DEMO_ORDER_ID, [*query, (more, more)])
+        links.verify(token, DEMO_ORDER_ID, [*query, (more, more)])
 
 
 # What must not get out.

@@ -16,7 +16,7 @@ from service.monitoring.logs import configure_logs
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox
 from service.settings import Settings
 from service.upstream.api import UpstreamClient
-from service.web.downloads import receipts
+from service.web.downloads import events
 from tests.archives import jpeg
 from tests.conftest import StartService, settings_for
 
@@ -95,7 +95,7 @@ async def overheard(
     sandbox: Sandbox, start_service: StartService, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> Overheard:
     """A service with every secret that there is."""
-    monkeypatch.setattr(receipts, "APPEARANCE_SECONDS", 0.01)
+    monkeypatch.setattr(events, "APPEARANCE_SECONDS", 0.01)
     port = urlsplit(await start_service(**LOCKED)).port
     assert port is not None
     secrets = settings_for(sandbox, **LOCKED).secrets()

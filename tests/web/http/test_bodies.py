@@ -76,7 +76,7 @@ async def test_a_body_that_does_not_come_is_a_408(
             assert await connection.reader.readexactly(len(GO_ON)) == GO_ON
         status, header, document = await connection.response()
     assert (status, document["type"]) == (408, "/problems/request-body-timeout")
-    assert document["detail"] == "The body did not come within 0.2 s."
+    assert document["detail"] == "The body did not arrive within 0.2 s."
     assert header["Connection"] == "close"
     assert sandbox.requests == []
 

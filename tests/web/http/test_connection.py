@@ -98,7 +98,7 @@ async def test_next_head_has_the_time_of_an_idle_connection(
     begun: bytes, start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kept connection is closed when no whole request follows, begun or not."""
-    monkeypatch.setattr("service.server.run.KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("service.web.http.connection.KEEPALIVE_SECONDS", 0.2)
     service = await start_service()
     async with connected(service) as (reader, writer):
         writer.write(HEALTH + b"\r\n")

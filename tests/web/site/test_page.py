@@ -16,9 +16,10 @@ from service.archive.plan import PARAMETERS
 from service.errors import concrete_errors
 from service.model import Reason
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
-from service.web.orders.thumbnails import MAX_THUMBNAIL_BYTES, MAX_WIDTH_PIXELS, THUMBNAILS_IN_FLIGHT
+from service.web.orders.context import MAX_THUMBNAILS_IN_FLIGHT
+from service.web.orders.thumbnails import MAX_THUMBNAIL_BYTES, MAX_WIDTH_PIXELS
 from service.web.site.page import STATIC
-from service.web.uploads.create_order import CHOICES
+from service.web.uploads.create_order import ENHANCEMENT_OPTIONS
 from tests.archives import add_order, entries, images_url, jpeg
 from tests.conftest import StartService
 
@@ -84,7 +85,7 @@ def test_the_page_has_every_choice_of_an_enhancement() -> None:
         name: {"true", "false"} if words == "YES_OR_NO" else set(re.findall(r"(\w+): \"", words))
         for name, words in fields.items()
     }
-    assert found == {name: set(values) for name, values in CHOICES.items()}
+    assert found == {name: set(values) for name, values in ENHANCEMENT_OPTIONS.items()}
 
 
 async def test_facts(service: str, start_service: StartService, client: aiohttp.ClientSession) -> None:
@@ -159,8 +160,8 @@ async def test_previews_are_bounded(sandbox: Sandbox, service: str, client: aioh
             return len(await response.read())
 
     fetching = asyncio.gather(*(fetch(image.image_id) for image in order.images))
-    await sandbox.wait_until(lambda: sandbox.active_requests == THUMBNAILS_IN_FLIGHT)
-    assert len(sandbox.requests) == 3 * THUMBNAILS_IN_FLIGHT
+    await sandbox.wait_until(lambda: sandbox.active_requests == MAX_THUMBNAILS_IN_FLIGHT)
+    assert len(sandbox.requests) == 3 * MAX_THUMBNAILS_IN_FLIGHT
     for gate in gates:
         gate.release()
     assert await fetching == [20_000] * 20

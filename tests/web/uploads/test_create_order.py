@@ -276,7 +276,7 @@ async def test_files_are_not_listed_without_end(
     creating: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files beyond MAX_UPLOAD_FILES are named, up to a bound; then the form is refused, with what became of them."""
-    monkeypatch.setattr("service.web.uploads.create_order.MAX_FILES_REFUSED", 2)
+    monkeypatch.setattr("service.web.uploads.create_order.MAX_EXCESS_FILES", 2)
     status, answer = await post(client, creating, form(*[(f"{n}.jpg", jpeg(1000, n)) for n in range(9)]))
     assert (status, answer["type"]) == (400, "/problems/invalid-body")
     assert [reason for _, reason in outcomes(answer)] == [*[None] * 5, "too_many", "too_many"]
