@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import ClientSession, web
 from pydantic import SecretStr
-from yarl import URL
 
 from service.errors import ApiKeyNotConfigured
 from service.model import Order
@@ -24,14 +23,12 @@ from service.settings import FULL_QUALITY, Settings
 from service.streaming.admission import Admission
 from service.streaming.archive_stream import StreamLimits
 from service.upstream.api import UpstreamClient
+from service.upstream.clients import create_clients
 from service.upstream.health import UpstreamHealth
-from service.upstream.http.fetcher import Fetcher, open_session
-from service.upstream.image_download import DownloadPolicy
+from service.upstream.http.fetcher import open_session
 from service.upstream.order_watcher import Look, OrderWatcher
-from service.upstream.rate_limiter import RateLimiter
 from service.upstream.sentry_api import SentryApi
 from service.upstream.uploads import UploadClient
-from service.upstream.url_policy import UrlPolicy
 from service.web.auth.context import AUTH, AuthContext
 from service.web.auth.credentials import ServiceKey
 from service.web.downloads.context import DOWNLOADS, DownloadsContext
@@ -78,8 +75,7 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
             recent_errors = RecentErrors(redactor.clean)
             health = UpstreamHealth(time.monotonic)
             metrics.upstream_failing.set_function(lambda: health.is_open)
-            has_key = settings.autoenhance_api_key is not None
-            api, uploads = _upstream_clients(settings, session, metrics, health) if has_key else (None, None)
+            api, uploads = _upstream_clients(settings, session, metrics, health)
             watcher = OrderWatcher(_order_fetcher(api))
             app[HTTP] = HttpContext(
                 metrics=metrics,
@@ -108,7 +104,7 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
                 version=_version(),
                 started=time.monotonic(),
                 public_limits={name: getattr(settings, name) for name in PUBLIC_LIMITS},
-                api_key_configured=has_key,
+                api_key_configured=api is not None,
                 metrics=metrics,
                 recent_errors=recent_errors,
                 admission=downloads.admission,
@@ -118,7 +114,7 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
             )
             app[SITE] = SiteContext.create(
                 version=_version(),
-                api_key_configured=has_key,
+                api_key_configured=api is not None,
                 demo_order_id=demo_order_id,
                 wait_max_seconds=settings.wait_max_seconds,
                 max_upload_files=settings.max_upload_files,
@@ -144,6 +140,27 @@ def _bare_app() -> web.Application:
     app = web.Application(middlewares=[access_log, render_problems], client_max_size=MAX_REQUEST_BODY_BYTES)
     app.on_response_prepare.append(add_headers)
     return app
+
+
+def _upstream_clients(
+    settings: Settings, session: ClientSession, metrics: Metrics, health: UpstreamHealth
+) -> tuple[UpstreamClient, UploadClient] | tuple[None, None]:
+    api_key = _value(settings.autoenhance_api_key)
+    if api_key is None:
+        return None, None
+    return create_clients(
+        session,
+        metrics,
+        health,
+        api_base=settings.autoenhance_api_base,
+        api_key=api_key,
+        api_version=settings.autoenhance_api_version,
+        allow_private=settings.allow_private_upstream,
+        allowed_hosts=settings.upstream_allowed_hosts,
+        requests_per_second=settings.upstream_requests_per_second,
+        idle_timeout_seconds=settings.image_timeout_seconds,
+        image_attempts=settings.image_attempts,
+    )
 
 
 def _auth_context(settings: Settings, *, sandbox: bool) -> AuthContext:
@@ -225,33 +242,3 @@ def _version() -> str:
         return version("autoenhance-batch")
     except PackageNotFoundError:  # run from a source checkout
         return "unknown"
-
-
-def _upstream_clients(
-    settings: Settings, session: ClientSession, metrics: Metrics, breaker: UpstreamHealth
-) -> tuple[UpstreamClient, UploadClient]:
-    key = settings.autoenhance_api_key
-    headers = {
-        "x-api-key": key.get_secret_value() if key else "",
-        "x-api-version": settings.autoenhance_api_version,
-    }
-    rules = UrlPolicy(
-        api_origin=URL(settings.autoenhance_api_base).origin(),
-        allow_private=settings.allow_private_upstream,
-        allowed_hosts=settings.upstream_allowed_hosts,
-    )
-    transport = Fetcher(
-        session,
-        rules,
-        politeness=RateLimiter(settings.upstream_requests_per_second, clock=asyncio.get_running_loop().time),
-        api_headers=headers,
-        silence_seconds=settings.image_timeout_seconds,
-        metrics=metrics,
-        breaker=breaker,
-    )
-    policy = DownloadPolicy(attempts=settings.image_attempts)
-    base = settings.autoenhance_api_base
-    return (
-        UpstreamClient(transport, api_base=base, policy=policy, metrics=metrics, breaker=breaker),
-        UploadClient(transport, api_base=base, attempts=settings.image_attempts),
-    )

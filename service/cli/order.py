@@ -26,7 +26,7 @@ from service.cli.service_client import ProblemResponse, Query, Service, Transfer
 from service.cli.verify import ArchiveDamaged, Verified, verify
 from service.errors import ArchiveIdInUse, SettingsError
 from service.monitoring.logs import configure_logs
-from service.server.run import running
+from service.server.run import serving
 from service.settings import load_settings
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_BROKEN = 1, 2, 3
@@ -62,7 +62,7 @@ class _Target:
             "allow_full_quality": False,
         }
         async with (
-            running(settings.model_copy(update=ours)) as url,
+            serving(settings.model_copy(update=ours)) as url,
             Service(url, key=key, admin_token=token) as service,
         ):
             yield service

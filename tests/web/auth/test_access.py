@@ -23,7 +23,7 @@ from yarl import URL
 
 from service.monitoring.logs import configure_logs
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Sandbox
-from service.server.run import running
+from service.server.run import serving
 from service.web.auth.credentials import Credentials, Role, ServiceKey
 from service.web.auth.rate_limit import FAILURE_WINDOW_SECONDS, MAX_ADDRESSES, AuthFailureLimit
 from service.web.auth.tokens import LinkRejected, LinkTokens, SessionTokens
@@ -168,7 +168,7 @@ async def test_an_open_service_says_so_once(
 
 async def test_an_open_sandbox_says_nothing(sandbox: Sandbox, logged: io.StringIO) -> None:
     """Nothing behind it is real: the warning would only teach to overlook it."""
-    async with running(settings_for(sandbox), demo_order_id=DEMO_ORDER_ID):
+    async with serving(settings_for(sandbox), demo_order_id=DEMO_ORDER_ID):
         pass
     assert "service.started" in logged.getvalue()
     assert "access.open" not in logged.getvalue()
@@ -224,7 +224,7 @@ async def test_a_key_is_not_the_operators_token(locked: str, client: aiohttp.Cli
 
 async def test_in_the_sandbox_everybody_is_the_operator(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
     """Nothing behind it is real, so nothing is locked."""
-    async with running(settings_for(sandbox, allow_full_quality=False), demo_order_id=DEMO_ORDER_ID) as service:
+    async with serving(settings_for(sandbox, allow_full_quality=False), demo_order_id=DEMO_ORDER_ID) as service:
         assert await status_and_type(client, f"{service}/api/sentry/issues") == (503, "sentry-not-configured")
         assert await status_and_type(client, images_url(service, DEMO_ORDER_ID, "?preview=false")) == (200, "")
 

@@ -18,7 +18,7 @@ from service.errors import SettingsError
 from service.monitoring.logs import Trace, outgoing_traceparent, read_traceparent, request_context
 from service.monitoring.recent_errors import ERRORS_KEPT, MAX_DETAIL_CHARACTERS, RecentErrors
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
-from service.server.run import running
+from service.server.run import serving
 from service.settings import load_settings
 from service.upstream import health as upstream_health
 from service.upstream.health import OPEN_AFTER_FAILURES, OPEN_SECONDS, UpstreamHealth
@@ -189,7 +189,7 @@ async def test_storage_does_not_open_the_breaker(
 async def test_metrics_port(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
     """METRICS_PORT serves metrics, which PORT does not then, and health, which both do; it closes with the service."""
     with capture_logs() as lines:
-        async with running(settings_for(sandbox, metrics_port=0)) as service:
+        async with serving(settings_for(sandbox, metrics_port=0)) as service:
             (ops,) = (line["url"] for line in lines if line["event"] == "service.metrics_started")
             assert ops != service
             await download(client, images_url(service, DEMO_ORDER_ID))
@@ -211,7 +211,7 @@ async def test_metrics_port(sandbox: Sandbox, client: aiohttp.ClientSession) -> 
 async def test_metrics_port_is_not_there_unless_asked_for(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
     """Without the setting there is one port, and it has the metrics."""
     with capture_logs() as lines:
-        async with running(settings_for(sandbox)) as service, client.get(f"{service}/metrics") as response:
+        async with serving(settings_for(sandbox)) as service, client.get(f"{service}/metrics") as response:
             assert response.status == 200
     assert "service.metrics_started" not in {line["event"] for line in lines}
 
@@ -220,7 +220,7 @@ async def test_metrics_port_that_is_taken(sandbox: Sandbox, service: str) -> Non
     """A port that cannot be had keeps the service from starting, and leaves nothing open."""
     taken = URL(service).port
     with pytest.raises(OSError, match="in use"):
-        async with running(settings_for(sandbox, metrics_port=taken)):
+        async with serving(settings_for(sandbox, metrics_port=taken)):
             pass
 
 
