@@ -12,6 +12,9 @@ from service.errors import InvalidBody, RequestBodyTimeout
 from service.web.http.context import HTTP
 from service.web.http.expect_continue import send_continue
 
+# What aiohttp raises while it reads a body with malformed framing.
+FRAMING_ERRORS = (HttpProcessingError,)
+
 
 async def read_body(request: web.Request, *, max_bytes: int) -> bytes:
     """Return the body of a request, at most ``max_bytes`` of it.
@@ -37,7 +40,7 @@ async def read_body(request: web.Request, *, max_bytes: int) -> bytes:
                     raise _too_large(max_bytes)
     except TimeoutError as error:
         raise RequestBodyTimeout(f"The body did not arrive within {timeout_seconds:g} s.") from error
-    except HttpProcessingError as error:
+    except FRAMING_ERRORS as error:
         raise InvalidBody("The body's framing is malformed.") from error
     return bytes(body)
 

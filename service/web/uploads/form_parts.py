@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TypeVar
 
 from aiohttp import BodyPartReader, hdrs, web
-from aiohttp.http import HttpProcessingError
 
 from service.archive.naming import visible
 from service.errors import InvalidBody, RequestBodyTimeout, UnsupportedMediaType
 from service.upstream.image_formats import PHOTO_HEAD_BYTES, is_photo
+from service.web.http.bodies import FRAMING_ERRORS
 from service.web.http.expect_continue import send_continue
 
 FILES, ORDER_NAME = "files", "name"
@@ -28,7 +28,7 @@ MAX_FIELDS = 32
 MAX_NAME_CHARACTERS = 200
 
 # What aiohttp's reader raises for a malformed form.
-_MALFORMED = (ValueError, AssertionError, RuntimeError, HttpProcessingError)
+_MALFORMED = (ValueError, AssertionError, RuntimeError, *FRAMING_ERRORS)
 
 _T = TypeVar("_T")
 
