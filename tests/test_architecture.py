@@ -19,25 +19,26 @@ BASE = {"errors", "model"}
 # Every feature of the web layer may import these, and no other feature.
 FEATURE = {"web.http", "web.auth", "streaming", "upstream", "archive", "monitoring", *BASE}
 FEATURES = {"web.downloads", "web.orders", "web.uploads", "web.operations", "web.site"}
+# What joins the features.
+WEB_FRONT = {"web.routes", "web.middleware"}
 # What each part of the service may import of the others; everything else is forbidden. A part is a file or a folder;
 # the longest matching name counts.
 #
-#     cli ──▶ server ──▶ app ──▶ web.routes, web.middleware ──▶ web.<feature> ──▶ web.auth ──▶ web.http
-#                                                                    │
-#                                    archive ◀── streaming ◀─────────┴──▶ upstream
+#     cli ──▶ server ──▶ app ──▶ contexts, web.routes, web.middleware ──▶ web.<feature> ──▶ web.auth ──▶ web.http
+#                                                                              │
+#                                                   archive ◀── streaming ◀────┴──▶ upstream
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"server", "settings", "sandbox", "archive", "monitoring", *BASE},
     "server": {"app", "settings", "streaming", "web.http", "web.auth", *FEATURES, "monitoring", *BASE},
-    "app": {
+    "app": {"contexts", "settings", "upstream", "web.auth", "web.http", *FEATURES, *WEB_FRONT, "monitoring", *BASE},
+    "contexts": {
         "settings",
         "streaming",
         "streaming.archive_stream",
         "upstream",
         "web.auth",
         "web.http",
-        "web.middleware",
-        "web.routes",
         *FEATURES,
         "monitoring",
         *BASE,
@@ -81,6 +82,7 @@ BORDERS = {
         "service/web/",
         "service/sandbox/",
         "service/app.py",
+        "service/contexts.py",
         "service/server/run.py",
         "service/cli/service_client.py",
     ),

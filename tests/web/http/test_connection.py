@@ -45,7 +45,7 @@ def _parsed(response: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(status_line.split(" ")[1]), headers, body
 
 
-async def next_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+async def next_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
     """Return the next response of a connection that stays open; it must have a Content-Length."""
     status, headers, _ = _parsed(await reader.readuntil(b"\r\n\r\n"))
     return status, headers, await reader.readexactly(int(headers["Content-Length"]))
@@ -104,7 +104,7 @@ async def test_next_headers_have_the_keepalive_timeout(
     service = await start_service()
     async with connected(service) as (reader, writer):
         writer.write(HEALTH + b"\r\n")
-        assert (await next_answer(reader))[0] == 200
+        assert (await next_response(reader))[0] == 200
         writer.write(begun)
         assert await reader.read() == b""
 
@@ -170,7 +170,7 @@ async def test_garbage_after_a_request_gets_a_problem(service: str) -> None:
     """A valid request gets its response; the garbage after it gets a problem, and closes the connection."""
     async with connected(service) as (reader, writer):
         writer.write(HEALTH + b"\r\n")
-        first = await next_answer(reader)
+        first = await next_response(reader)
         writer.write(b"\x00garbage\r\n\r\n")
         status, headers, _ = _parsed(await reader.read())
     assert (first[0], status) == (200, 400)
@@ -202,7 +202,7 @@ async def test_connection_serves_several_requests(service: str) -> None:
     async with connected(service) as (reader, writer):
         for path, expected in [("/health", 200), ("/nothing", 404), ("/orders/42/images", 400), ("/health/ready", 200)]:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            assert (await next_answer(reader))[0] == expected
+            assert (await next_response(reader))[0] == expected
         writer.write(HEALTH + b"Connection: close\r\n\r\n")
         status, headers, body = _parsed(await reader.read())
     assert (status, headers["Connection"]) == (200, "close")
@@ -230,7 +230,7 @@ async def test_pipelined_requests_get_responses_in_order(service: str) -> None:
     paths = ["/health", "/nothing", "/health/live", "/orders/42/images", "/problems/bad-request"] * 10
     async with connected(service) as (reader, writer):
         writer.write("".join(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n" for path in paths).encode())
-        statuses = [(await next_answer(reader))[0] for _ in paths]
+        statuses = [(await next_response(reader))[0] for _ in paths]
     assert statuses == [200, 404, 200, 400, 200] * 10
 
 
