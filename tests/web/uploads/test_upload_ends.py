@@ -75,7 +75,7 @@ async def test_photo_without_a_boundary_is_incomplete(cut: bytes, framed: Any, s
     status, document = await upload(creating, framed(COMPLETE + cut))
     assert status == 400
     assert [(one["file"], one["outcome"], one["reason"]) for one in document["images"]] == [
-        ("whole.jpg", "uploaded", None),
+        ("complete.jpg", "uploaded", None),
         ("half.jpg", "failed", "incomplete"),
     ]
     assert [image.upload and image.upload.read_bytes() for image in sandbox.orders[document["order_id"]].images] == [
@@ -92,7 +92,7 @@ async def test_form_without_a_closing_delimiter_is_rejected(
     """A photo that its boundary ends is in the order; the form is incomplete, and the response says so."""
     status, document = await upload(creating, framed(COMPLETE + end))
     assert (status, document["type"]) == (400, "/problems/invalid-body")
-    assert [(one["file"], one["outcome"]) for one in document["images"]] == [("whole.jpg", "uploaded")]
+    assert [(one["file"], one["outcome"]) for one in document["images"]] == [("complete.jpg", "uploaded")]
     (image,) = sandbox.orders[document["order_id"]].images
     assert image.upload is not None
     assert image.upload.read_bytes() == jpeg(1000, 2)
