@@ -1,6 +1,6 @@
-"""Every setting, read once from the environment and ``.env`` into one frozen object.
+"""Settings, read once from the environment and ``.env`` into one frozen object.
 
-Only the composition root sees this object; parts receive plain values. Units are in the names.
+Only the composition root sees this object; other parts receive plain values. Units are in the names.
 """
 
 import re
@@ -16,7 +16,7 @@ from service.errors import SettingsError
 MIB = 1024 * 1024
 WordList = Annotated[tuple[str, ...], NoDecode]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode]
-# What cannot be guessed: 16 letters and digits have above 80 bits if they are random, and signing keys more.
+# Against brute force: 16 random letters and digits have more than 80 bits of entropy; signing keys have more.
 MIN_KEY_CHARACTERS, MIN_SIGNING_KEY_CHARACTERS = 16, 32
 FULL_QUALITY = ":full"
 
@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     )
 
     autoenhance_api_key: SecretStr | None = Field(
-        None, description="Key of the Autoenhance API. Without it the service starts but answers orders with 503."
+        None, description="Key of the Autoenhance API. Without it the service starts, but orders get a 503."
     )
     autoenhance_api_base: str = Field(
         "https://api.autoenhance.ai/v3", description="Base URL of the API, with its version path."
@@ -46,122 +46,149 @@ class Settings(BaseSettings):
         description="Sent as x-api-version, so that the account's default cannot change response shapes.",
     )
     host: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104 - a container must be reachable
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and logs it.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one and logs it.")
     metrics_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="One more port, at the same address, for /metrics, which is then not on PORT, and /health*; "
-        "0 takes a free one.",
+        description="Separate port, at the same address, for /metrics, which is then not on PORT, and /health*; "
+        "0 picks a free one.",
     )
     public_url: str | None = Field(
         None,
-        description="Address at which callers reach the service, such as https://zip.example.com; it begins the URLs "
-        "that reports give. Without it they begin as the request did.",
+        description="Base URL at which clients reach the service, such as https://zip.example.com, for the URLs in "
+        "reports and links. Without it they use the scheme of the request, http behind a proxy that ends TLS.",
     )
     service_api_keys: SecretList = Field(
         (),
-        description="Comma-separated keys of callers; KEY:full may spend credits. Without one, everybody may download.",
+        description="Comma-separated API keys of clients, each of 16 characters or more; KEY:full may spend credits. "
+        "Without any, every client may download.",
     )
     service_api_key: SecretStr | None = Field(
         None,
-        description="One more of SERVICE_API_KEYS, by the same rules, :full included: the name that the original "
-        "service has for it.",
+        description="One more of SERVICE_API_KEYS, by the same rules, :full included: the setting of the original "
+        "service.",
     )
     allow_full_quality: bool = Field(
-        False, description="Let everybody who may download spend credits with preview=false, not only KEY:full."
+        False, description="Let every client that may download spend credits with preview=false, not only KEY:full."
     )
     admin_token: SecretStr | None = Field(
         None,
-        description="Proves the operator, who may do everything; 16 characters or more. Without it the operator's "
-        "routes are off.",
+        description="Admin bearer token; grants every permission; 16 characters or more. Without it the admin "
+        "endpoints are off.",
     )
     signing_keys: SecretList = Field(
-        (), description="Comma-separated keys for links; the first signs, each verifies. Without one, no links."
+        (),
+        description="Comma-separated keys that sign links, each of 32 characters or more; the first signs, each "
+        "verifies. Without any, no links.",
     )
-    max_link_seconds: int = Field(7 * 24 * 3600, ge=1, description="Longest time for which a link may be made.")
-    session_ttl_seconds: int = Field(8 * 3600, ge=1, description="How long somebody who signed in stays so.")
+    max_link_seconds: int = Field(7 * 24 * 3600, ge=1, description="Longest time to live of a link.")
+    session_ttl_seconds: int = Field(8 * 3600, ge=1, description="How long a session on the page lasts.")
     auth_failures_per_minute: int = Field(
-        10, ge=1, description="Wrong keys from one address within a minute before it gets a 429."
+        10, ge=1, description="Wrong keys from one address within a minute, after which it gets a 429."
     )
     trusted_proxy_hops: int = Field(
         0,
         ge=0,
         le=10,
-        description="Proxies in front that append to X-Forwarded-For: so callers are told apart when they guess keys.",
+        description="Number of proxies in front that append to X-Forwarded-For, for the rate limit of wrong keys. "
+        "With 0 behind a proxy, one attacker locks all other clients out for a minute.",
     )
     allowed_origins: WordList = Field(
-        (), description="Comma-separated origins, such as https://app.example.com, whose pages may read the answers."
+        (), description="Comma-separated origins, such as https://app.example.com, whose pages may read responses."
     )
     sentry_dsn: SecretStr | None = Field(
-        None, description="Sentry project that faults of the service are reported to; needs the extra 'sentry'."
+        None, description="Sentry project that errors of the service are reported to; needs the extra 'sentry'."
     )
     sentry_auth_token: SecretStr | None = Field(
         None, description="Token with event:read, for /api/sentry/issues, which also needs the next two."
     )
     sentry_org: str | None = Field(None, description="Sentry organization, as in its URLs.")
     sentry_project: str | None = Field(None, description="Sentry project, as in its URLs.")
-    sentry_api_base: str = Field("https://sentry.io", description="Where Sentry's API is; another one if self-hosted.")
+    sentry_api_base: str = Field(
+        "https://sentry.io", description="Base URL of Sentry's API; another one if self-hosted."
+    )
     log_format: Literal["json", "console"] = Field("json", description="One JSON object a line, or text for people.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level that is logged.")
 
-    max_archives: int = Field(64, ge=1, description="Archives served at a time; further ones get a 503.")
+    max_archives: int = Field(64, ge=1, description="Concurrent archives; further ones get a 503.")
     drain_seconds: float = Field(
-        60, ge=0, description="After SIGTERM: how long running archives may take to finish before they are broken off."
+        60,
+        ge=0,
+        description="After SIGTERM: how long running archives may take to finish before they are aborted. A "
+        "second signal aborts them at once.",
     )
     request_header_timeout_seconds: float = Field(
-        10, gt=0, description="Longest a new connection may take to send the head of its first request."
+        10, gt=0, description="Longest a new connection may take to send the headers of its first request."
     )
     request_body_timeout_seconds: float = Field(
-        30, gt=0, description="Longest a client may take to send the body of a request that is not an upload."
+        30,
+        gt=0,
+        description="Longest a client may take to send a request body that is not an upload: a sign-in, a link, a "
+        "webhook, a list of images.",
     )
-    images_in_flight: int = Field(5, ge=1, le=64, description="Images fetched at a time for one archive.")
+    images_in_flight: int = Field(5, ge=1, le=64, description="Concurrent image downloads of one archive.")
     read_ahead_bytes: int = Field(
-        8 * MIB, ge=0, description="Bytes one archive may hold of images behind the one being written."
+        8 * MIB, ge=0, description="Bytes one archive may buffer of images behind the one being written."
     )
     read_ahead_total_bytes: int = Field(64 * MIB, ge=0, description="The same for all archives of the process.")
     upstream_requests_per_second: float = Field(
         250, gt=0, description="Requests to the API a second, for the whole process; the API allows 300 per address."
     )
     max_concurrent_downloads: int = Field(
-        64, ge=1, description="Images fetched at a time by the whole process, shared evenly; each archive has one."
+        64,
+        ge=1,
+        description="Concurrent image downloads of the whole process, shared evenly; each archive has at least one.",
     )
-    image_attempts: int = Field(3, ge=1, le=20, description="Tries for one image before it is reported as failed.")
+    image_attempts: int = Field(
+        3, ge=1, le=20, description="Attempts for one image, or an order look-up, before it has failed."
+    )
     image_timeout_seconds: float = Field(
-        60, gt=0, description="Longest silence of the upstream: until the first byte, and between bytes."
+        60, gt=0, description="Idle timeout of the upstream: until the first byte, and between bytes."
     )
-    connect_timeout_seconds: float = Field(10, gt=0, description="Longest wait for a connection to the upstream.")
+    connect_timeout_seconds: float = Field(10, gt=0, description="Timeout of connecting to the upstream.")
     first_byte_seconds: float = Field(
-        50, gt=0, description="Longest a caller waits for the first image byte; below the 60 s of common proxies."
+        50,
+        gt=0,
+        description="Longest a client waits for the first image byte, order look-up included; below the 60 s of common "
+        "proxies.",
     )
     give_up_after: int = Field(
-        10, ge=1, description="Images in a row that fail because of the upstream before the rest is not tried."
+        10,
+        ge=1,
+        description="Consecutive images that fail because of the upstream, after which the rest is not attempted.",
     )
-    client_stall_seconds: float = Field(60, gt=0, description="A client that takes no byte for this long is cut off.")
-    max_images_per_order: int = Field(2000, ge=1, description="More images than this in one order are a 413.")
+    client_stall_seconds: float = Field(
+        60, gt=0, description="A client that reads nothing for this long is disconnected."
+    )
+    max_images_per_order: int = Field(2000, ge=1, description="More images than this in one archive are a 413.")
 
-    max_upload_files: int = Field(100, ge=1, description="Photos taken in one upload; further ones are reported.")
+    max_upload_files: int = Field(100, ge=1, description="Photos accepted in one upload; further ones are reported.")
     max_upload_bytes: int = Field(
-        100 * MIB, ge=1, description="Largest photo taken; each waits on disk for its length."
+        100 * MIB,
+        ge=1,
+        description="Largest photo accepted; each is spooled to disk, because storage needs its length.",
     )
     max_concurrent_uploads: int = Field(
-        4, ge=1, description="Uploads at a time; each has one photo on disk. Further ones get a 503."
+        4, ge=1, description="Concurrent uploads; each has one photo on disk. Further ones get a 503."
     )
 
-    wait_max_seconds: int = Field(600, ge=0, description="Longest wait= that a caller may ask for.")
+    wait_max_seconds: int = Field(600, ge=0, description="Largest value of the parameter wait.")
     webhook_secret: SecretStr | None = Field(
         None,
-        description="What the API sends as Authentication to /webhooks/autoenhance; 16 characters or more. Without it "
-        "that is off.",
+        description="Secret that the API sends as Authentication to /webhooks/autoenhance; 16 characters or more. "
+        "Without it webhooks are off.",
     )
-    max_receipts: int = Field(1000, ge=1, description="Ended archives whose receipts are remembered.")
-    receipt_ttl_seconds: float = Field(3600, gt=0, description="How long they are remembered.")
+    max_receipts: int = Field(1000, ge=1, description="Finished archives whose receipts are kept.")
+    receipt_ttl_seconds: float = Field(3600, gt=0, description="How long they are kept.")
 
     allow_private_upstream: bool = Field(
         False, description="Allow plain http and loopback, link-local and private upstream addresses (the sandbox)."
     )
     upstream_allowed_hosts: WordList = Field(
-        (), description="Comma-separated host names the upstream may redirect to; *.example.com for a domain."
+        (),
+        description="Comma-separated host names the upstream may redirect to; *.example.com for a domain. Without "
+        "any, every public one.",
     )
 
     @field_validator("upstream_allowed_hosts", "allowed_origins", mode="before")
@@ -198,13 +225,13 @@ class Settings(BaseSettings):
                 f"each key must have at least {MIN_KEY_CHARACTERS} ASCII characters, no blank and no colon"
             )
         if len(set(keys)) != len(keys):
-            raise ValueError("a key is there twice")
+            raise ValueError("a key is listed twice")
         return value
 
     @field_validator("service_api_key")
     @classmethod
     def _check_service_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        # A value of blanks is refused, not taken for none: that would open the service.
+        # A blank value is rejected, not ignored: that would open the service.
         if value is not None:
             cls._check_service_keys((*info.data.get("service_api_keys", ()), value))
         return value
@@ -217,7 +244,7 @@ class Settings(BaseSettings):
             raise ValueError(f"must have at least {MIN_KEY_CHARACTERS} characters")
         single = info.data.get("service_api_key")
         if token in _bare((*info.data.get("service_api_keys", ()), *([single] if single else []))):
-            raise ValueError("must not be one of SERVICE_API_KEYS, whose holder would be the operator")
+            raise ValueError("must not be one of SERVICE_API_KEYS, whose holder would become an admin")
         return value
 
     @field_validator("webhook_secret")
@@ -258,11 +285,11 @@ class Settings(BaseSettings):
         return value
 
     def all_service_keys(self) -> tuple[SecretStr, ...]:
-        """Return SERVICE_API_KEYS and SERVICE_API_KEY together, each as it is written there."""
+        """Return SERVICE_API_KEYS and SERVICE_API_KEY together, with their suffixes."""
         return (*self.service_api_keys, *([self.service_api_key] if self.service_api_key is not None else []))
 
     def secrets(self) -> list[str]:
-        """Return every value that must never be shown, whatever it is for."""
+        """Return every secret value, for redaction."""
         values = [one for _, value in self for one in (value if isinstance(value, tuple) else (value,))]
         return _bare(one for one in values if isinstance(one, SecretStr))
 
@@ -275,7 +302,7 @@ def load_settings(**overrides: object) -> Settings:
     """Read the settings; ``overrides`` win over environment and ``.env``.
 
     Raises:
-        SettingsError: something is invalid; every problem is listed, no value is shown.
+        SettingsError: lists every invalid setting, without its value.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
@@ -287,7 +314,7 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def describe_settings() -> list[tuple[str, str, str]]:
-    """Return (environment name, default, meaning) of every setting, in the order of the file."""
+    """Return (environment variable, default, description) of every setting, in the order of the file."""
     return [
         (name.upper(), _default_text(field.default), field.description or "")
         for name, field in Settings.model_fields.items()

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr
 
 from service.sandbox import Sandbox
-from service.server.run import running
+from service.server.run import serving
 from service.settings import Settings
 
 # CI machines stall now and then: no property is judged by the clock.
@@ -86,7 +86,7 @@ async def start_service(sandbox: Sandbox) -> AsyncIterator[StartService]:
     async with AsyncExitStack() as stack:
 
         async def start(**changes: Any) -> str:
-            return await stack.enter_async_context(running(settings_for(sandbox, **changes)))
+            return await stack.enter_async_context(serving(settings_for(sandbox, **changes)))
 
         yield start
 

@@ -148,7 +148,7 @@ def test_a_caller_is_not_the_operator(name: str, monkeypatch: pytest.MonkeyPatch
         load_settings()
     (problem,) = caught.value.problems
     assert (
-        problem == "ADMIN_TOKEN: Value error, must not be one of SERVICE_API_KEYS, whose holder would be the operator"
+        problem == "ADMIN_TOKEN: Value error, must not be one of SERVICE_API_KEYS, whose holder would become an admin"
     )
 
 
@@ -165,7 +165,7 @@ def test_the_original_services_key_is_one_more(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SERVICE_API_KEYS", "hush-hush-hush-hush")
     with pytest.raises(SettingsError) as caught:
         load_settings()
-    assert caught.value.problems == ("SERVICE_API_KEY: Value error, a key is there twice",)
+    assert caught.value.problems == ("SERVICE_API_KEY: Value error, a key is listed twice",)
 
 
 def test_all_mistakes_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:

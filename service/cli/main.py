@@ -19,7 +19,7 @@ from service.cli.service_client import ProblemResponse, ServiceClient, TransferE
 from service.errors import SettingsError
 from service.monitoring.log_writer import LogWriter
 from service.monitoring.logs import configure_logs, stderr_captured
-from service.server.run import running, serve
+from service.server.run import serve, serving
 from service.settings import Settings, describe_settings, load_settings
 
 EXIT_SETTINGS = 2
@@ -79,7 +79,7 @@ def demo_command(output: str) -> None:
     async def demo(settings: Settings) -> None:
         async with (
             _sandboxed(settings) as (sandbox_settings, sandbox),
-            running(sandbox_settings, demo_order_id=DEMO_ORDER_ID) as url,
+            serving(sandbox_settings, demo_order_id=DEMO_ORDER_ID) as url,
         ):
             await run_demo(url, sandbox, Path(output))
 

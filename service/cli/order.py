@@ -26,7 +26,7 @@ from service.cli.service_client import ProblemResponse, Query, ServiceClient, Tr
 from service.cli.verify import ArchiveDamaged, VerifiedArchive, verify_archive
 from service.errors import ArchiveIdInUse, SettingsError
 from service.monitoring.logs import configure_logs
-from service.server.run import running
+from service.server.run import serving
 from service.settings import load_settings
 
 EXIT_INCOMPLETE, EXIT_USAGE, EXIT_BROKEN = 1, 2, 3
@@ -63,7 +63,7 @@ class ServiceTarget:
             "allow_full_quality": False,
         }
         async with (
-            running(settings.model_copy(update=overrides)) as url,
+            serving(settings.model_copy(update=overrides)) as url,
             ServiceClient(url, key=key, admin_token=token) as service,
         ):
             yield service

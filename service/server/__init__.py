@@ -1,1 +1,1 @@
-"""The process: its listener, its signals, its shutdown."""
+"""The process: listener, signals, graceful shutdown, memory tuning."""

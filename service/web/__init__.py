@@ -1,1 +1,1 @@
-"""HTTP as the callers see it: the only place, with ``app``, that knows requests and responses."""
+"""The HTTP API: with ``app`` and ``contexts``, the only part that knows requests and responses."""

@@ -12,7 +12,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
 from service.sandbox import DEMO_ORDER_ID, Sandbox
-from service.server.run import running
+from service.server.run import serving
 from tests.conftest import StartService, settings_for
 
 # It must not ask its maker for anything, and as root it has no sandbox of its own.
@@ -85,7 +85,7 @@ async def start_sandbox_service(sandbox: Sandbox) -> AsyncIterator[StartService]
 
         async def start(**changes: Any) -> str:
             settings = settings_for(sandbox, **changes)
-            return await stack.enter_async_context(running(settings, demo_order_id=DEMO_ORDER_ID))
+            return await stack.enter_async_context(serving(settings, demo_order_id=DEMO_ORDER_ID))
 
         yield start
 

@@ -15,10 +15,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.app import MAX_EVENT_STREAMS
 from service.cli.main import EXIT_SETTINGS
 from service.settings import MIB, Settings
 from service.streaming.receipts import MAX_ENDED_IMAGES
+from service.web.downloads.context import MAX_EVENT_STREAMS
 from tests.deploy.shipped import DEPLOY, load, require_tool
 
 ROOT = DEPLOY.parent

@@ -22,7 +22,7 @@ from service.model import ArchiveOutcome, Reason
 from service.monitoring.logs import configure_logs
 from service.monitoring.metrics import ARCHIVE_ROUTE, ARCHIVE_STATUSES, LAG_INTERVAL_SECONDS, Metrics, observe_loop_lag
 from service.sandbox import DEMO_ORDER_ID, EMPTY_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
-from service.server.run import running
+from service.server.run import serving
 from service.upstream.rate_limiter import RateLimiter
 from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService, settings_for
@@ -372,7 +372,7 @@ async def test_service_stopped(sandbox: Sandbox, client: aiohttp.ClientSession, 
     order = add_order(sandbox, [100_000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=50_000)
     async with AsyncExitStack() as stack:
-        async with running(settings_for(sandbox)) as service:
+        async with serving(settings_for(sandbox)) as service:
             response = await stack.enter_async_context(client.get(images_url(service, order.order_id)))
             await gate.reached.wait()
         with pytest.raises(aiohttp.ClientPayloadError):

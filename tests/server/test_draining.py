@@ -1,4 +1,4 @@
-"""The end of the service while archives run: told to stop as operators and their machines tell it."""
+"""Graceful shutdown: SIGTERM and SIGINT while archives are in progress."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ def archive_in_mid_stream(sandbox: Sandbox) -> tuple[SandboxOrder, Gate]:
 
 
 async def draining(service: RunningService, client: aiohttp.ClientSession) -> list[str]:
-    """Ask for the readiness until it is gone, and return the reasons."""
+    """Poll the readiness until it fails, and return the reasons."""
     while True:
         async with client.get(f"{service.url}/health/ready?upstream=ignore") as response:
             if response.status == 503:
@@ -36,25 +36,25 @@ def logged(service: RunningService) -> list[str]:
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-async def test_running_archive_is_finished(
+async def test_drain_finishes_running_archives(
     number: signal.Signals, sandbox: Sandbox, client: aiohttp.ClientSession
 ) -> None:
-    """While draining the service takes no new archive, still answers its operators, and ends what it has begun."""
+    """While draining, new archives get 503, operations endpoints still respond, and running archives finish."""
     order, gate = archive_in_mid_stream(sandbox)
     async with service_process(sandbox) as service:
         async with client.get(images_url(service.url, order.order_id)) as response:
             received = await response.content.readexactly(100_000)
             service.process.send_signal(number)
             assert await draining(service, client) == ["draining"]
-            async with client.get(images_url(service.url, DEMO_ORDER_ID)) as refused:
-                assert refused.status == 503
-                assert int(refused.headers["Retry-After"]) > 0
-                problem = await refused.json(content_type="application/problem+json")
+            async with client.get(images_url(service.url, DEMO_ORDER_ID)) as rejected:
+                assert rejected.status == 503
+                assert int(rejected.headers["Retry-After"]) > 0
+                problem = await rejected.json(content_type="application/problem+json")
             assert problem["type"] == "/problems/draining"
             assert not [one for one in sandbox.requests if one.order_id == DEMO_ORDER_ID]
             for path in ("/health", "/health/live", "/metrics"):
-                async with client.get(service.url + path) as answer:
-                    assert answer.status == 200
+                async with client.get(service.url + path) as probe:
+                    assert probe.status == 200
             gate.release()
             received += await response.read()
         assert entries(received) == {f"{n}.jpg": jpeg(400_000, n) for n in range(6)}
@@ -65,10 +65,10 @@ async def test_running_archive_is_finished(
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-async def test_archive_that_takes_too_long_is_broken_off(
+async def test_archive_is_aborted_after_drain_seconds(
     number: signal.Signals, sandbox: Sandbox, client: aiohttp.ClientSession
 ) -> None:
-    """When the time to drain is over the archive is cut, so that nobody takes it for a whole one."""
+    """After DRAIN_SECONDS an archive is aborted, so that the client cannot take it for a complete one."""
     order, _ = archive_in_mid_stream(sandbox)
     async with service_process(sandbox, DRAIN_SECONDS="0.2") as service:
         async with client.get(images_url(service.url, order.order_id)) as response:
@@ -86,10 +86,10 @@ async def test_archive_that_takes_too_long_is_broken_off(
 
 @pytest.mark.parametrize("first", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("second", SIGNALS, ids=lambda number: f"then {number.name}")
-async def test_a_second_signal_ends_the_draining(
+async def test_second_signal_stops_the_drain(
     first: signal.Signals, second: signal.Signals, sandbox: Sandbox, client: aiohttp.ClientSession
 ) -> None:
-    """Who does not want to wait says so again: what runs is broken off at once, and the exit code is 0 as ever."""
+    """A second signal aborts running archives at once; the exit code is still 0."""
     order, _ = archive_in_mid_stream(sandbox)
     async with service_process(sandbox, DRAIN_SECONDS="600") as service:
         async with client.get(images_url(service.url, order.order_id)) as response:
@@ -111,8 +111,8 @@ async def test_a_second_signal_ends_the_draining(
     ]  # fmt: skip
 
 
-async def test_broken_off_archive_is_an_error_to_curl(sandbox: Sandbox) -> None:
-    """A script that runs curl sees exit code 18 (partial file)."""
+async def test_aborted_archive_is_an_error_for_curl(sandbox: Sandbox) -> None:
+    """The exit code of curl is 18 (partial file)."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     order, _ = archive_in_mid_stream(sandbox)
@@ -126,7 +126,7 @@ async def test_broken_off_archive_is_an_error_to_curl(sandbox: Sandbox) -> None:
     assert curl.returncode == 18
 
 
-async def test_broken_off_archive_over_http_1_0(sandbox: Sandbox) -> None:
+async def test_aborted_archive_resets_http_1_0(sandbox: Sandbox) -> None:
     """Without chunks a closed connection would be a clean end, so it is reset."""
     order, _ = archive_in_mid_stream(sandbox)
     async with service_process(sandbox, DRAIN_SECONDS="0") as service:
@@ -141,8 +141,8 @@ async def test_broken_off_archive_over_http_1_0(sandbox: Sandbox) -> None:
         assert await service.process.wait() == 0
 
 
-async def test_client_that_takes_nothing_does_not_keep_the_service(sandbox: Sandbox) -> None:
-    """What lies in the buffers for a client that does not read is given up with its archive."""
+async def test_stalled_client_does_not_delay_the_shutdown(sandbox: Sandbox) -> None:
+    """Buffered data for a client that does not read is discarded with its archive."""
     order = add_order(sandbox, [16 * 1024 * 1024] * 2)
     async with service_process(sandbox, DRAIN_SECONDS="0") as service:
         host, port = service.url.removeprefix("http://").split(":")
@@ -154,8 +154,8 @@ async def test_client_that_takes_nothing_does_not_keep_the_service(sandbox: Sand
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-async def test_idle_connection_does_not_delay_the_end(number: signal.Signals, sandbox: Sandbox) -> None:
-    """A kept connection on which nothing is asked is closed, and not waited for."""
+async def test_idle_connection_does_not_delay_the_shutdown(number: signal.Signals, sandbox: Sandbox) -> None:
+    """An idle kept-alive connection is closed without waiting for its timeout."""
     async with service_process(sandbox) as service:
         host, port = service.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
@@ -173,8 +173,8 @@ async def test_idle_connection_does_not_delay_the_end(number: signal.Signals, sa
     assert logged(service)[-1] == "service.stopped"
 
 
-async def test_client_that_leaves_ends_the_draining(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
-    """The service stops as soon as the last archive is over, also if its client has left it."""
+async def test_disconnect_ends_the_drain(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """The service stops as soon as the last archive has ended, also by a disconnect."""
     order, _ = archive_in_mid_stream(sandbox)
     async with service_process(sandbox) as service:
         response = await client.get(images_url(service.url, order.order_id))
@@ -188,8 +188,8 @@ async def test_client_that_leaves_ends_the_draining(sandbox: Sandbox, client: ai
     assert "service.drain_expired" not in logged(service)
 
 
-async def test_a_wait_ends_when_the_service_does(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
-    """A download that waits for images ends with what there is, and names the rest: nothing is broken off."""
+async def test_drain_ends_the_wait_for_images(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """A download that waits for images finishes with those that are ready, and reports the others."""
     order = add_order(sandbox, [1000, 1000])
     sandbox.set_status(order.images[1].image_id, "processing")
     async with service_process(sandbox) as service:

@@ -1,4 +1,4 @@
-"""The service as its own process, started as a user starts it."""
+"""The service as a process of its own, started from the command line."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from tests.archives import add_order, entries, images_url, jpeg
 
 @dataclass
 class RunningService:
-    """A service process, its address, and the lines that it has written so far, to standard output and error."""
+    """A service process, its URL, and the lines of its standard output and error so far."""
 
     process: asyncio.subprocess.Process
     url: str
@@ -62,7 +62,7 @@ async def service_process(sandbox: Sandbox, **environment: str) -> AsyncIterator
     assert process.stdout is not None
     lines: list[str] = []
     started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    # The log is read all the time: a full pipe would stop the process.
+    # The log is read continuously: a full pipe would block the process.
     reading = asyncio.create_task(_read_log(process.stdout, lines, started))
     try:
         yield RunningService(process, await started, lines, reading)
@@ -82,8 +82,8 @@ async def _read_log(stream: asyncio.StreamReader, lines: list[str], started: asy
         started.set_exception(AssertionError("".join(lines)))
 
 
-async def test_stops_on_sigterm(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
-    """SIGTERM ends the process with exit code 0; every line of its log is JSON with an event."""
+async def test_sigterm_stops_the_process(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """SIGTERM stops the process with exit code 0; every line of its log is JSON with an event."""
     async with service_process(sandbox) as service:
         async with client.get(images_url(service.url, DEMO_ORDER_ID)) as response:
             assert len(entries(await response.read())) == 14
@@ -94,7 +94,7 @@ async def test_stops_on_sigterm(sandbox: Sandbox, client: aiohttp.ClientSession)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")
 async def test_memory_does_not_grow_with_the_number_of_images(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
-    """An order of 1,000 images needs no more memory than one of 100, but for the order itself."""
+    """An order of 1,000 images needs no more memory than one of 100, except for the order itself."""
     sandbox.rate_limit = None
     small = add_order(sandbox, [4000] * 100)
     async with service_process(sandbox) as service:
@@ -114,7 +114,7 @@ async def test_memory_does_not_grow_with_the_number_of_images(sandbox: Sandbox, 
 async def test_memory_does_not_grow_with_an_upload(
     sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """A photo of 200 MiB passes through byte for byte, by way of a file that goes with it, and is never held."""
+    """A photo of 200 MiB is uploaded byte for byte by way of a temporary file, and is never held in memory."""
     chunk = bytes(range(256)) * 1024
     sent = hashlib.sha256()
     token = "token-of-the-operator"
@@ -131,28 +131,28 @@ async def test_memory_does_not_grow_with_an_upload(
     async def upload(service: RunningService, chunks: int) -> dict[str, Any]:
         url = f"{service.url}/api/create-order"
         async with client.post(url, data=form(chunks), headers=headers) as response:
-            answer: dict[str, Any] = await response.json()
-            assert response.status == 201, answer
-            return answer
+            document: dict[str, Any] = await response.json()
+            assert response.status == 201, document
+            return document
 
     limits = {"ADMIN_TOKEN": token, "MAX_UPLOAD_BYTES": str(256 * 1024**2), "TMPDIR": str(tmp_path)}
     async with service_process(sandbox, **limits) as service:
         await upload(service, 8)
         before, sent = service.peak_memory_bytes(), hashlib.sha256()
-        answer = await upload(service, 800)
+        document = await upload(service, 800)
         growth = service.peak_memory_bytes() - before
-    assert answer["images"][0]["bytes"] > 200 * 1024**2
-    (image,) = sandbox.orders[answer["order_id"]].images
+    assert document["images"][0]["bytes"] > 200 * 1024**2
+    (image,) = sandbox.orders[document["order_id"]].images
     assert image.upload is not None
     with image.upload.open("rb") as received:
         assert hashlib.file_digest(received, "sha256").digest() == sent.digest()
     assert os.listdir(tmp_path) == []  # noqa: PTH208
-    # What one read of the socket brings, and what waits on the way to the storage; measured: 1 to 3 MiB.
+    # One read of the socket, and the send buffer to the storage; measured: 1 to 3 MiB.
     assert growth < 8 * 1024 * 1024
 
 
-async def test_bad_settings_exit_2() -> None:
-    """Every mistake in the environment is named at once, without its value, and the process exits 2."""
+async def test_invalid_settings_exit_with_2() -> None:
+    """Every invalid setting is reported at once, without its value, and the process exits with 2."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service", "serve",
         stderr=asyncio.subprocess.PIPE,
@@ -167,8 +167,8 @@ async def test_bad_settings_exit_2() -> None:
     assert "secret" not in text
 
 
-async def test_demo(tmp_path: Path) -> None:
-    """The demo downloads the sandbox order with curl, checks it, and exits 0."""
+async def test_demo_downloads_the_sandbox_order(tmp_path: Path) -> None:
+    """The demo downloads the sandbox order with curl, verifies it, and exits with 0."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service", "demo", "--output", str(tmp_path / "images.zip"),
         stdout=asyncio.subprocess.PIPE,

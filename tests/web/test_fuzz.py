@@ -18,7 +18,7 @@ from service.archive.parameters import PARAMETERS
 from service.sandbox import DEMO_ORDER_ID, EMPTY_ORDER_ID, Sandbox
 from service.settings import Settings
 from service.web.auth.sessions import MAX_SIGN_IN_BYTES
-from service.web.downloads import receipts
+from service.web.downloads import events
 from service.web.openapi.document import OPERATIONS
 from tests.archives import add_order, jpeg
 from tests.conftest import StartService
@@ -209,7 +209,7 @@ async def fuzzed(
     sandbox: Sandbox, start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[st.SearchStrategy[Sent], set[tuple[int, str]] | None], Any]:
     """Return what sends many requests to a service with keys, an operator and links, and judges its answers."""
-    monkeypatch.setattr(receipts, "APPEARANCE_SECONDS", 0.01)
+    monkeypatch.setattr(events, "APPEARANCE_SECONDS", 0.01)
     order = add_order(sandbox, [300, 200], "Fuzzed")
     order.images[0].image_id, sandbox.orders[ORDER] = IMAGE, order
     service = await start_service(

@@ -1,1 +1,1 @@
-"""Who may do what: keys, sessions, signed links."""
+"""Authentication and authorization: API keys, sessions, signed links, rate limit."""

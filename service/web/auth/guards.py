@@ -1,14 +1,16 @@
-"""Lets a request pass or refuses it: who may do what, asked by handlers in their first line."""
+"""Authentication and authorization of requests. Handlers call a guard first; it returns or raises a problem."""
 
 import hmac
 import json
 import math
+from typing import TypeVar
 
 from aiohttp import web
 
 from service.errors import (
     AdminNotConfigured,
     AdminRequired,
+    ApiKeyNotConfigured,
     AuthenticationRequired,
     FullQualityNotAllowed,
     LinkExpired,
@@ -17,40 +19,43 @@ from service.errors import (
 )
 from service.model import ImageOptions
 from service.streaming.receipts import Receipt
-from service.web.auth.credentials import LinkRejected, Role, secrets_in
-from service.web.services import SERVICES
+from service.web.auth.context import AUTH
+from service.web.auth.credentials import Role, extract_secrets
+from service.web.auth.tokens import LinkRejected
 
 SESSION_COOKIE = "batch_session"
 LINK = "link"
-# What a link leaves open: it changes nothing of what is downloaded.
-NOT_SIGNED = frozenset({LINK, "archive_id"})
-# What a browser says of who made it send a request (Fetch Metadata): our own page, or the user.
-_OUR_OWN_SITE = frozenset({"same-origin", "none"})
+# Parameters that a link's signature does not cover: they do not change what is downloaded.
+UNSIGNED_PARAMETERS = frozenset({LINK, "archive_id"})
+# Values of Sec-Fetch-Site (Fetch Metadata) for a request that our own page, or the user, started.
+_TRUSTED_FETCH_SITES = frozenset({"same-origin", "none"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_T = TypeVar("_T")
 
 
 def role_of(request: web.Request) -> Role | None:
-    """Return what the caller may do by its key, token or session; ``None`` for nothing.
+    """Return the role that the request's key, token or session grants; ``None`` without any.
 
     Raises:
-        TooManyAuthFailures: too many wrong secrets came from its address.
+        TooManyAuthFailures: its address has sent too many wrong secrets.
     """
-    access = request.app[SERVICES].access
-    if (given := secrets_in(request.headers)) and access.credentials.has_secrets:
+    auth = request.app[AUTH]
+    if (secrets := extract_secrets(request.headers)) and auth.credentials.has_secrets:
         check_auth_rate_limit(request)
-        roles = [role for role in map(access.credentials.role_of, given) if role is not None]
+        roles = [role for role in map(auth.credentials.role_of, secrets) if role is not None]
         if roles:
             return max(roles)
-        access.failures.note(client_ip(request))
+        record_auth_failure(request)
     elif (cookie := request.cookies.get(SESSION_COOKIE)) and passes_csrf_check(request):
-        role = access.sessions.role_of(cookie)
+        role = auth.sessions.verify(cookie)
         if role is not None:
             return role
-    return access.credentials.anonymous
+    return auth.credentials.anonymous
 
 
 def require_download(request: web.Request) -> Role:
-    """Let pass who may download, and return what it may do.
+    """Require permission to download; return the role.
 
     Raises:
         AuthenticationRequired, TooManyAuthFailures
@@ -61,116 +66,134 @@ def require_download(request: web.Request) -> Role:
     return role
 
 
-def require_this_download(request: web.Request, order_id: str) -> Role:
-    """Let pass who may download, or has a link to exactly this; return what it may do.
+def require_order_download(request: web.Request, order_id: str) -> Role:
+    """Require permission to download, or a link that was signed for this download; return the role.
 
     Raises:
         AuthenticationRequired, TooManyAuthFailures, LinkInvalid, LinkExpired
     """
-    token = link_in(request)
+    token = link_token(request)
     if token is None:
         return require_download(request)
-    query = [(name, value) for name, value in request.query.items() if name not in NOT_SIGNED]
+    query = [(name, value) for name, value in request.query.items() if name not in UNSIGNED_PARAMETERS]
     try:
-        return request.app[SERVICES].access.links.role_of(token, order_id, query)
+        return request.app[AUTH].links.verify(token, order_id, query)
     except LinkRejected as error:
-        raise _refusal(error, "This link was not made for this order with these parameters.") from error
+        raise _link_problem(error, "This link was not made for this order with these parameters.") from error
 
 
-def require_receipt(request: web.Request) -> None:
-    """Let pass who may download, or has a good link; which receipt it shows is asked by ``require_own_receipt``.
+def require_receipt_access(request: web.Request) -> None:
+    """Require permission to download, or a valid link. ``require_receipt_link`` then checks the receipt itself.
 
     Raises:
         AuthenticationRequired, TooManyAuthFailures, LinkInvalid, LinkExpired
     """
-    token = link_in(request)
+    token = link_token(request)
     if token is None:
         require_download(request)
         return
     try:
-        request.app[SERVICES].access.links.check(token)
+        request.app[AUTH].links.verify_signature(token)
     except LinkRejected as error:
-        raise _refusal(error, "This link opens nothing.") from error
+        raise _link_problem(error, "This link is not valid.") from error
 
 
-def require_own_receipt(request: web.Request, receipt: Receipt) -> None:
-    """Let pass who was let in without a link, or with the one that the archive was downloaded by.
+def require_receipt_link(request: web.Request, receipt: Receipt) -> None:
+    """Require that a request by link uses the link that the archive was downloaded by.
 
     Raises:
         LinkInvalid
     """
-    token = link_in(request)
+    token = link_token(request)
     if token is not None and (receipt.link is None or not hmac.compare_digest(token.encode(), receipt.link.encode())):
         raise LinkInvalid("This archive was not downloaded by this link.")
 
 
-def link_in(request: web.Request) -> str | None:
-    """Return the token of the link that a request was made by; two tokens, joined, are none."""
-    tokens = request.query.getall(LINK, [])
-    return " ".join(tokens) if tokens else None
-
-
-def _refusal(error: LinkRejected, otherwise: str) -> LinkExpired | LinkInvalid:
-    if error.expired:
-        return LinkExpired("The time of this link is over; ask who gave it to you for a new one.")
-    return LinkInvalid(otherwise)
-
-
 def require_full_quality(role: Role, options: ImageOptions) -> None:
-    """Let pass what spends no credits, and who may spend them.
+    """Require permission to spend credits, if the options spend any.
 
     Raises:
         FullQualityNotAllowed
     """
     if options.spends_credits and role < Role.FULL:
-        raise FullQualityNotAllowed("preview=false spends credits, and this caller may not; dev_mode=true spends none.")
+        raise FullQualityNotAllowed("preview=false spends credits, and this client may not; dev_mode=true spends none.")
 
 
 def require_admin(request: web.Request) -> None:
-    """Let only the operator pass.
+    """Require the admin token or a session of it.
 
     Raises:
-        AdminNotConfigured: there is no operator, because ADMIN_TOKEN is not set.
-        AdminRequired: the request does not carry the operator's token.
+        AdminNotConfigured: ADMIN_TOKEN is not set.
+        AdminRequired: the request does not carry the admin token.
         TooManyAuthFailures
     """
-    if not request.app[SERVICES].access.credentials.admin_enabled:
-        raise AdminNotConfigured("The operator must set ADMIN_TOKEN before anybody can do this.")
+    if not request.app[AUTH].credentials.admin_enabled:
+        raise AdminNotConfigured("The operator must set ADMIN_TOKEN to enable this endpoint.")
     if role_of(request) is not Role.ADMIN:
-        raise AdminRequired("This is for the operator: send ADMIN_TOKEN's value in X-Admin-Token or as bearer token.")
+        raise AdminRequired("Only the operator may do this: send ADMIN_TOKEN in X-Admin-Token or as bearer token.")
+
+
+def require_upstream(client: _T | None) -> _T:
+    """Return a client of the Autoenhance API, which is ``None`` without an API key.
+
+    Raises:
+        ApiKeyNotConfigured
+    """
+    if client is None:
+        raise ApiKeyNotConfigured("The operator must set AUTOENHANCE_API_KEY; until then the API is not available.")
+    return client
 
 
 def check_auth_rate_limit(request: web.Request) -> None:
-    """Refuse addresses that have sent too many wrong secrets, before anything is compared.
+    """Reject addresses that have sent too many wrong secrets, before any secret is compared.
 
     Raises:
         TooManyAuthFailures
     """
-    wait_seconds = request.app[SERVICES].access.failures.wait_seconds(client_ip(request))
-    if wait_seconds:
+    retry_after_seconds = request.app[AUTH].failures.retry_after_seconds(client_ip(request))
+    if retry_after_seconds:
         raise TooManyAuthFailures(
-            "Too many wrong keys came from this address.", retry_after_seconds=math.ceil(wait_seconds)
+            "Too many wrong keys came from this address.", retry_after_seconds=math.ceil(retry_after_seconds)
         )
 
 
+def record_auth_failure(request: web.Request) -> None:
+    """Count a wrong secret against the client's address."""
+    request.app[AUTH].failures.record_failure(client_ip(request))
+
+
 def client_ip(request: web.Request) -> str:
-    """Return the address by which the caller's wrong secrets are counted."""
-    return request.app[SERVICES].access.callers.address(request)
+    """Return the client's address, as the key of the rate limit."""
+    return request.app[AUTH].client_ips.resolve(request)
 
 
-def caller_fingerprint(request: web.Request) -> str:
-    """Return what stands for the client and does not tell its secrets: its link, keys or session, else its address."""
-    if (token := link_in(request)) is not None:
-        proofs = ["link", token]
-    elif given := secrets_in(request.headers):
-        proofs = ["key", *given]
+def client_fingerprint(request: web.Request) -> str:
+    """Return a keyed hash that identifies the client: of its link, keys or session, else of its address."""
+    if (token := link_token(request)) is not None:
+        identity = ["link", token]
+    elif secrets := extract_secrets(request.headers):
+        identity = ["key", *secrets]
     elif cookie := request.cookies.get(SESSION_COOKIE):
-        proofs = ["session", cookie]
+        identity = ["session", cookie]
     else:
-        proofs = ["address", client_ip(request)]
-    return request.app[SERVICES].access.credentials.fingerprint(json.dumps(proofs))
+        identity = ["address", client_ip(request)]
+    return request.app[AUTH].credentials.fingerprint(json.dumps(identity))
+
+
+def link_token(request: web.Request) -> str | None:
+    """Return the token in the parameter ``link``. Several are joined, which never verifies."""
+    tokens = request.query.getall(LINK, [])
+    return " ".join(tokens) if tokens else None
 
 
 def passes_csrf_check(request: web.Request) -> bool:
-    """Whether a request that takes or sets a cookie is no other site's doing: that must change nothing."""
-    return request.method in _SAFE_METHODS or request.headers.get("Sec-Fetch-Site", "same-origin") in _OUR_OWN_SITE
+    """Whether a request with a cookie is safe, or does not come from another site's page."""
+    return (
+        request.method in _SAFE_METHODS or request.headers.get("Sec-Fetch-Site", "same-origin") in _TRUSTED_FETCH_SITES
+    )
+
+
+def _link_problem(error: LinkRejected, detail: str) -> LinkExpired | LinkInvalid:
+    if error.expired:
+        return LinkExpired("This link has expired. Request a new one from its sender.")
+    return LinkInvalid(detail)

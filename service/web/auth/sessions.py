@@ -1,4 +1,4 @@
-"""``/session``: signing in to the page, and out again."""
+"""``/session``: sign in to the page, sign out, and the state of the session."""
 
 import json
 import time
@@ -9,72 +9,78 @@ import structlog
 from aiohttp import web
 
 from service.errors import InvalidBody, InvalidCredentials
-from service.web.auth.guards import SESSION_COOKIE, check_auth_rate_limit, client_ip, passes_csrf_check, role_of
+from service.web.auth.context import AUTH
+from service.web.auth.guards import (
+    SESSION_COOKIE,
+    check_auth_rate_limit,
+    passes_csrf_check,
+    record_auth_failure,
+    role_of,
+)
 from service.web.http.bodies import read_body
-from service.web.services import SERVICES
 
-# A key and its field's name; more is not a sign-in.
+# One field with a key.
 MAX_SIGN_IN_BYTES = 4096
 
 log = structlog.get_logger(__name__)
 
 
 async def get_session(request: web.Request) -> web.Response:
-    """Tell what the caller may do, and what it would need for more."""
+    """Return the client's role, and which ways to gain a higher one are configured."""
     cookie = request.cookies.get(SESSION_COOKIE)
-    signed_in = cookie is not None and request.app[SERVICES].access.sessions.role_of(cookie) is not None
-    return web.json_response({**_state(request), "signed_in": signed_in})
+    signed_in = cookie is not None and request.app[AUTH].sessions.verify(cookie) is not None
+    return web.json_response({**_describe_access(request), "signed_in": signed_in})
 
 
-async def start_session(request: web.Request) -> web.Response:
-    """Take a service key or the operator's token, and set the cookie that stands for it."""
-    access = request.app[SERVICES].access
+async def create_session(request: web.Request) -> web.Response:
+    """Verify a service key or the admin token, and set a session cookie."""
+    auth = request.app[AUTH]
     if not passes_csrf_check(request):
         raise InvalidCredentials("Only the service's own page can sign a browser in.")
     check_auth_rate_limit(request)
-    key = _key_in(await read_body(request, max_bytes=MAX_SIGN_IN_BYTES), request.content_type)
-    # Again, now that the guess is in hand: others may have failed meanwhile. No await lies between this and the count.
+    key = _parse_key(await read_body(request, max_bytes=MAX_SIGN_IN_BYTES), request.content_type)
+    # Once more after the body: other requests may have failed meanwhile. No await lies between this and the count.
     check_auth_rate_limit(request)
-    cookie = access.sessions.start(key)
+    cookie = auth.sessions.create(key)
     if cookie is None:
-        access.failures.note(client_ip(request))
+        record_auth_failure(request)
         log.warning("session.rejected")
-        raise InvalidCredentials("This is neither a key of the service nor the operator's token.")
-    expires_at = int(time.time()) + access.sessions.seconds
-    role = access.sessions.role_of(cookie)
+        raise InvalidCredentials("This is neither a service key nor the admin token.")
+    expires_at = int(time.time()) + auth.sessions.ttl_seconds
+    role = auth.sessions.verify(cookie)
     log.info("session.started", role=role.word if role is not None else None)
-    answer = {"role": role.word if role else None, "signed_in": True, "expires_at": expires_at}
-    response = web.json_response({**_state(request), **answer})
+    session = {"role": role.word if role else None, "signed_in": True, "expires_at": expires_at}
+    response = web.json_response({**_describe_access(request), **session})
     response.set_cookie(
         SESSION_COOKIE,
         cookie,
-        max_age=access.sessions.seconds,
+        max_age=auth.sessions.ttl_seconds,
         path="/",
         httponly=True,
         samesite="Strict",
-        secure=_by_https(request),
+        secure=_is_https(request),
     )
     return response
 
 
-async def end_session(request: web.Request) -> web.Response:
-    """Take the cookie back."""
+async def delete_session(request: web.Request) -> web.Response:
+    """Delete the session cookie."""
     response = web.Response(status=204)
-    response.del_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="Strict", secure=_by_https(request))
+    response.del_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="Strict", secure=_is_https(request))
     return response
 
 
-def _state(request: web.Request) -> dict[str, Any]:
-    access, role = request.app[SERVICES].access, role_of(request)
+def _describe_access(request: web.Request) -> dict[str, Any]:
+    auth, role = request.app[AUTH], role_of(request)
     return {
         "role": role.word if role is not None else None,
-        "key_required": access.credentials.keys_required,
-        "admin_enabled": access.credentials.admin_enabled,
-        "links_enabled": access.links.enabled,
+        "key_required": auth.credentials.keys_required,
+        "admin_enabled": auth.credentials.admin_enabled,
+        "links_enabled": auth.links.enabled,
     }
 
 
-def _key_in(body: bytes, content_type: str) -> str:
+def _parse_key(body: bytes, content_type: str) -> str:
     """Return the field ``key`` of a form or of a JSON object.
 
     Raises:
@@ -93,10 +99,10 @@ def _key_in(body: bytes, content_type: str) -> str:
     return key
 
 
-def _by_https(request: web.Request) -> bool:
-    """Whether the browser came by https, as far as can be told: then its cookie must not leave by http."""
-    services = request.app[SERVICES]
-    if services.public_url is not None:
-        return services.public_url.startswith("https:")
-    forwarded = request.headers.get("X-Forwarded-Proto", "") if services.access.callers.trusted_proxy_hops else ""
+def _is_https(request: web.Request) -> bool:
+    """Whether the browser uses https, as far as can be known: then the cookie must be ``Secure``."""
+    auth = request.app[AUTH]
+    if auth.public_url is not None:
+        return auth.public_url.startswith("https:")
+    forwarded = request.headers.get("X-Forwarded-Proto", "") if auth.client_ips.trusted_proxy_hops else ""
     return request.scheme == "https" or forwarded == "https"

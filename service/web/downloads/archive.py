@@ -28,18 +28,19 @@ from service.upstream.api import UpstreamClient
 from service.upstream.order_watcher import Subscription
 from service.web.auth.guards import (
     LINK,
-    NOT_SIGNED,
-    caller_fingerprint,
-    link_in,
+    UNSIGNED_PARAMETERS,
+    client_fingerprint,
+    link_token,
     require_full_quality,
-    require_this_download,
+    require_order_download,
+    require_upstream,
 )
 from service.web.downloads.conditions import precondition_problem
+from service.web.downloads.context import DOWNLOADS, DownloadsContext
 from service.web.downloads.record import ArchiveRecord
 from service.web.downloads.selection import select_missing
+from service.web.http.context import STREAMING
 from service.web.http.streaming_response import StreamingResponse
-from service.web.middleware import STREAMING
-from service.web.services import SERVICES, Services
 
 ORDER_ID_CHARACTERS = 36
 # About 45 bytes each ("&only=" and a UUID): with this many, a URL stays below the 8 KiB that nginx accepts by default.
@@ -55,10 +56,10 @@ _FRAMED_BY_THE_PAGE = {
 
 async def get_order_archive(request: web.Request) -> web.StreamResponse:
     """Stream the archive of an order; HEAD gets its status and headers only."""
-    context = request.app[SERVICES]
+    context = request.app[DOWNLOADS]
     receipt = context.receipts.new(
         _client_archive_id(request) or str(uuid.uuid4()),
-        link=link_in(request),
+        link=link_token(request),
         request=_request_digest(request),
         body=None if request.method == "POST" else "",
     )
@@ -72,7 +73,7 @@ async def get_order_archive(request: web.Request) -> web.StreamResponse:
         return await _serve(request, context, record)
 
 
-async def _serve(request: web.Request, context: Services, record: ArchiveRecord) -> web.StreamResponse:
+async def _serve(request: web.Request, context: DownloadsContext, record: ArchiveRecord) -> web.StreamResponse:
     # 1. Parse. No upstream request is sent before this succeeds.
     order_id, options, upstream = _parse(request, context, record)
     # 2. Admit. Before the look-up, so that a flood of requests is not passed on upstream.
@@ -94,7 +95,7 @@ async def _serve(request: web.Request, context: Services, record: ArchiveRecord)
             if options.wait and may_change(order, options):
                 until = requested_at + options.wait
                 subscription = await stack.enter_async_context(
-                    context.live_orders.subscribe(order, requested_at, until=until)
+                    context.order_watcher.subscribe(order, requested_at, until=until)
                 )
                 order = await _wait_for_images(order, subscription)
                 deadline = until + context.first_byte_seconds
@@ -104,11 +105,11 @@ async def _serve(request: web.Request, context: Services, record: ArchiveRecord)
 
 
 def _parse(
-    request: web.Request, context: Services, record: ArchiveRecord
+    request: web.Request, context: DownloadsContext, record: ArchiveRecord
 ) -> tuple[str, ArchiveOptions, UpstreamClient]:
     """Authorise and validate the request; return the order's id, the options, and the API's client."""
     order_id = request.match_info["order_id"]
-    role = require_this_download(request, order_id)
+    role = require_order_download(request, order_id)
     not_resumable = precondition_problem(request)
     # From here on the events show the outcome, also an error. A rejected resumption leaves its id to the next complete
     # download.
@@ -119,7 +120,7 @@ def _parse(
     require_full_quality(role, options.image)
     if options.wait > context.wait_max_seconds:
         raise InvalidParameter("wait", f"'wait' must be at most {context.wait_max_seconds} here.")
-    upstream = context.require_upstream()
+    upstream = require_upstream(context.upstream)
     # Preconditions count only where the request would succeed without them (RFC 9110 section 13.2.1).
     if not_resumable is not None:
         raise not_resumable
@@ -127,7 +128,7 @@ def _parse(
 
 
 async def _read_selection(
-    request: web.Request, context: Services, order_id: str, options: ArchiveOptions, record: ArchiveRecord
+    request: web.Request, context: DownloadsContext, order_id: str, options: ArchiveOptions, record: ArchiveRecord
 ) -> ArchiveOptions:
     """Return the options with the images that the body selects; only now the receipt can be compared with others."""
     options = await select_missing(request, order_id, options, max_images=context.max_images)
@@ -147,9 +148,9 @@ def _client_archive_id(request: web.Request) -> str | None:
 
 def _request_digest(request: web.Request) -> str:
     """Return an opaque digest of a client and its request, without the body and the archive id."""
-    query = sorted([name, value] for name, value in request.query.items() if name not in NOT_SIGNED)
+    query = sorted([name, value] for name, value in request.query.items() if name not in UNSIGNED_PARAMETERS)
     order_id = request.match_info["order_id"].lower()
-    return _digest([caller_fingerprint(request), request.method, order_id, query])
+    return _digest([client_fingerprint(request), request.method, order_id, query])
 
 
 def _digest(value: Any) -> str:
@@ -173,7 +174,7 @@ class ArchiveDownload:
     def __init__(
         self,
         request: web.Request,
-        context: Services,
+        context: DownloadsContext,
         upstream: UpstreamClient,
         plan: ArchivePlan,
         record: ArchiveRecord,
@@ -265,7 +266,8 @@ class ArchiveDownload:
         # Images that the order no longer lists would be rejected.
         missing = [one.image.image_id for one in outcomes if one.failure is not None and one.failure != IMAGE_REMOVED]
         # ``only`` is replaced, all other parameters stay; a link is valid only for the request it was signed for.
-        query = [(name, value) for name, value in self._request.query.items() if name not in {"only", *NOT_SIGNED}]
+        replaced = {"only", *UNSIGNED_PARAMETERS}
+        query = [(name, value) for name, value in self._request.query.items() if name not in replaced]
         return ReportContext(
             order_id=order.order_id,
             order_name=order.name,
@@ -299,4 +301,4 @@ def _headers(plan: ArchivePlan, archive_id: str) -> dict[str, str]:
 
 def _parameters(request: web.Request) -> dict[str, str]:
     """Return the request's parameters without the selection of images and the authorisation."""
-    return {name: value for name, value in request.query.items() if name not in {"only", *NOT_SIGNED}}
+    return {name: value for name, value in request.query.items() if name not in {"only", *UNSIGNED_PARAMETERS}}

@@ -15,8 +15,8 @@ from service.model import ArchiveOutcome, Image, Outcome
 from service.monitoring.metrics import Metrics
 from service.streaming.archive_stream import ArchiveStream
 from service.streaming.receipts import Receipt
+from service.web.http.context import ARRIVED
 from service.web.http.streaming_response import StreamingResponse
-from service.web.middleware import ARRIVED
 
 log = structlog.get_logger(__name__)
 

@@ -1,1 +1,1 @@
-"""The HTTP server side: connections, bodies and streaming responses. Uses internals of aiohttp."""
+"""Server-side HTTP: connections, bodies, streaming responses, problems. The only user of aiohttp's server internals."""

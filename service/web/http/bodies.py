@@ -1,6 +1,6 @@
-"""Reads request bodies whole: within a deadline and a size, after the client has been told to continue.
+"""Bounded reads of whole request bodies, within a deadline and a size.
 
-Every handler that wants a body as bytes reads it here. Uploads are streamed, with a limit for each pause instead.
+Every handler that needs a body as bytes uses ``read_body``. Uploads are streamed, with an idle timeout instead.
 """
 
 import asyncio
@@ -9,14 +9,18 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from service.errors import InvalidBody, RequestBodyTimeout
+from service.web.http.context import HTTP
 from service.web.http.expect_continue import send_continue
-from service.web.services import SERVICES
+
+# What aiohttp raises while it reads a body with malformed framing.
+FRAMING_ERRORS = (HttpProcessingError,)
 
 
 async def read_body(request: web.Request, *, max_bytes: int) -> bytes:
     """Return the body of a request, at most ``max_bytes`` of it.
 
-    The deadline is REQUEST_BODY_TIMEOUT_SECONDS for the whole body: bytes that keep coming do not prolong it.
+    Sends ``100 Continue`` first, if the client waits for it. The deadline is REQUEST_BODY_TIMEOUT_SECONDS for the whole
+    body: a slow trickle of bytes does not extend it.
 
     Raises:
         InvalidBody: it is larger, or its framing is malformed.
@@ -25,18 +29,18 @@ async def read_body(request: web.Request, *, max_bytes: int) -> bytes:
     """
     if request.content_length is not None and request.content_length > max_bytes:
         raise _too_large(max_bytes)
-    seconds = request.app[SERVICES].request_body_timeout_seconds
+    timeout_seconds = request.app[HTTP].request_body_timeout_seconds
     body = bytearray()
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(timeout_seconds):
             await send_continue(request)
             async for chunk in request.content.iter_any():
                 body += chunk
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)
     except TimeoutError as error:
-        raise RequestBodyTimeout(f"The body did not come within {seconds:g} s.") from error
-    except HttpProcessingError as error:
+        raise RequestBodyTimeout(f"The body did not arrive within {timeout_seconds:g} s.") from error
+    except FRAMING_ERRORS as error:
         raise InvalidBody("The body's framing is malformed.") from error
     return bytes(body)
 

@@ -1,7 +1,10 @@
-"""``Expect: 100-continue`` (RFC 9110 section 10.1.1): whoever asks first is not told to send what will be refused.
+"""``Expect: 100-continue`` (RFC 9110 section 10.1.1), sent when a handler reads the body.
 
-aiohttp answers it when a route is found, before anything of ours is asked. Here it is held back until a handler wants
-the body: who is refused before that is spared sending it.
+aiohttp sends ``100 Continue`` as soon as a route matches, before any check of ours. Here it is deferred until a handler
+reads the body, so that a client whose request is rejected does not send its body in vain.
+
+Uses these internals of aiohttp: ``web.Server.request_factory`` with its ``RawRequestMessage``, a named tuple, and
+``AbstractStreamWriter.output_size``.
 """
 
 from collections.abc import Callable
@@ -13,47 +16,47 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from service.errors import BadRequest
 
-# What the client wants to be told before it sends the body; gone as soon as it is.
+# The value of ``Expect``, until ``100 Continue`` is sent.
 _EXPECTATION = web.RequestKey("expectation", str)
 _CONTINUE = "100-continue"
 
 _RequestT = TypeVar("_RequestT", bound=web.BaseRequest)
 
 
-def defer_continue(make: Callable[..., _RequestT]) -> Callable[..., _RequestT]:
-    """Return a factory of requests that keeps their ``Expect`` from aiohttp."""
+def defer_continue(factory: Callable[..., _RequestT]) -> Callable[..., _RequestT]:
+    """Wrap a request factory so that it hides ``Expect`` from aiohttp."""
 
-    def made(message: RawRequestMessage, *others: Any) -> _RequestT:
+    def make_request(message: RawRequestMessage, *args: Any) -> _RequestT:
         if hdrs.EXPECT not in message.headers:
-            return make(message, *others)
+            return factory(message, *args)
         headers = CIMultiDict(message.headers)
-        expected = headers.popall(hdrs.EXPECT)
-        request = make(message._replace(headers=CIMultiDictProxy(headers)), *others)
-        if message.version >= HttpVersion11:  # older ones do not mean it
-            request[_EXPECTATION] = ", ".join(expected).lower()
+        values = headers.popall(hdrs.EXPECT)
+        request = factory(message._replace(headers=CIMultiDictProxy(headers)), *args)
+        if message.version >= HttpVersion11:  # RFC 9110 section 10.1.1: to be ignored from HTTP/1.0
+            request[_EXPECTATION] = ", ".join(values).lower()
         return request
 
-    return made
+    return make_request
 
 
 def check_expectation(request: web.Request) -> None:
-    """Refuse what is expected and is not known.
+    """Reject expectations other than ``100-continue``.
 
     Raises:
         BadRequest
     """
     if request.get(_EXPECTATION, _CONTINUE) != _CONTINUE:
-        raise BadRequest("The field Expect asks for something other than 100-continue.")
+        raise BadRequest("The only supported value of Expect is 100-continue.")
 
 
 async def send_continue(request: web.Request) -> None:
-    """Tell a client that waits for it to send the body. To be called before a body is read."""
+    """Send ``100 Continue``, if the client waits for it. To be called before a body is read."""
     if _EXPECTATION in request:
         del request[_EXPECTATION]
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the response has not begun
+        request.writer.output_size = 0  # aiohttp would take the final response for started
 
 
 def is_continue_pending(request: web.Request) -> bool:
-    """Whether the client still holds a body back: what it sends next could be that, or another request."""
+    """Whether the client still waits to send its body: its next bytes may be that body, or another request."""
     return _EXPECTATION in request and request.body_exists

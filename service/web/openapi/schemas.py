@@ -27,7 +27,7 @@ from service.errors import PROBLEM_BASE, concrete_errors
 from service.model import ArchiveOutcome, Readiness, Reason
 from service.streaming.receipts import DOWNLOADED, FAILED, PREPARING, STREAMING, WAITING, WRITING
 from service.web.auth.credentials import Role
-from service.web.uploads.create_order import CHOICES, MAX_ORDER_NAME_CHARACTERS, REFUSALS
+from service.web.uploads.create_order import ENHANCEMENT_OPTIONS, MAX_ORDER_NAME_CHARACTERS, REJECTION_DETAILS
 from service.web.uploads.form_parts import FILES, ORDER_NAME
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -41,7 +41,7 @@ def _one_of(words: Iterable[str]) -> WithJsonSchema:
 
 Uuid = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
 ReasonText = Annotated[str, _one_of(reason.value for reason in Reason)]
-_UploadReason = Annotated[str, _one_of([*REFUSALS, *(reason.value for reason in Reason)])]
+_UploadReason = Annotated[str, _one_of([*REJECTION_DETAILS, *(reason.value for reason in Reason)])]
 _ReadinessText = Annotated[str, _one_of(one.value for one in Readiness)]
 _StatusText = Annotated[str, _one_of(one.value for one in OrderStatus)]
 _RoleText = Annotated[str, _one_of(role.word for role in Role)]
@@ -389,7 +389,7 @@ _UPLOAD_FIELDS: dict[str, Any] = {
         Annotated[str, Field(max_length=MAX_ORDER_NAME_CHARACTERS)],
         Field(ABSENT, description="Name of the order."),
     ),
-    **{name: (_choice(words), ABSENT) for name, words in CHOICES.items()},
+    **{name: (_choice(words), ABSENT) for name, words in ENHANCEMENT_OPTIONS.items()},
     FILES: (list[_Photo], Field(min_length=1, description="The photos, after all other fields.")),
 }
 UploadForm = create_model("UploadForm", __base__=Exact, **_UPLOAD_FIELDS)

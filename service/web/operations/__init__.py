@@ -1,1 +1,1 @@
-"""What operators need: health, metrics, statistics, Sentry issues."""
+"""Endpoints for operators: health, metrics, statistics, Sentry issues."""

@@ -1,12 +1,12 @@
-"""``GET /api/sentry/issues``: what Sentry knows of this service, for the operator."""
+"""``GET /api/sentry/issues``: the unresolved Sentry issues of this service, for the operator."""
 
 from aiohttp import web
 
 from service.web.auth.guards import require_admin
-from service.web.services import SERVICES
+from service.web.operations.context import OPERATIONS
 
 
-async def sentry_issues(request: web.Request) -> web.Response:
-    """Answer with the project's newest unresolved issues."""
+async def get_sentry_issues(request: web.Request) -> web.Response:
+    """Return the project's newest unresolved issues."""
     require_admin(request)
-    return web.json_response({"issues": await request.app[SERVICES].sentry.list_unresolved()})
+    return web.json_response({"issues": await request.app[OPERATIONS].sentry.list_unresolved()})

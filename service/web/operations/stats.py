@@ -1,4 +1,4 @@
-"""``GET /api/stats``: what the process has done since its start, for people and for a page."""
+"""``GET /api/stats``: counters since the start and current load, as JSON for people and pages."""
 
 import time
 from typing import Any
@@ -7,24 +7,44 @@ from aiohttp import web
 
 from service.web.auth.credentials import Role
 from service.web.auth.guards import role_of
-from service.web.services import SERVICES
+from service.web.operations.context import OPERATIONS
+
+# The settings that are public: limits, and nothing that reveals where the upstream is.
+PUBLIC_LIMITS = (
+    "max_archives",
+    "max_images_per_order",
+    "images_in_flight",
+    "image_attempts",
+    "image_timeout_seconds",
+    "first_byte_seconds",
+    "client_stall_seconds",
+    "give_up_after",
+    "read_ahead_bytes",
+    "read_ahead_total_bytes",
+    "max_concurrent_downloads",
+    "upstream_requests_per_second",
+    "drain_seconds",
+    "max_concurrent_uploads",
+    "max_upload_files",
+    "max_upload_bytes",
+)
 
 
-async def stats(request: web.Request) -> web.Response:
-    """Answer with the counts since the start; the recent errors are for the operator only."""
-    services = request.app[SERVICES]
-    answer: dict[str, Any] = {
-        "version": services.version,
-        "uptime_seconds": round(time.monotonic() - services.started, 3),
+async def get_stats(request: web.Request) -> web.Response:
+    """Return counters, load and limits; recent errors for the operator only."""
+    context = request.app[OPERATIONS]
+    stats: dict[str, Any] = {
+        "version": context.version,
+        "uptime_seconds": round(time.monotonic() - context.started, 3),
         "in_progress": {
-            "archives": services.admission.active,
-            "read_ahead_bytes": services.total_budget.held_bytes,
-            "draining": services.admission.draining,
-            "upstream_failing": services.breaker.is_failing,
+            "archives": context.admission.active,
+            "read_ahead_bytes": context.total_budget.held_bytes,
+            "draining": context.admission.draining,
+            "upstream_failing": context.upstream_health.is_failing,
         },
-        "counters": services.metrics.totals(),
-        "limits": dict(services.public_limits),
+        "counters": context.metrics.totals(),
+        "limits": dict(context.public_limits),
     }
     if role_of(request) is Role.ADMIN:
-        answer["recent_errors"] = services.recent_errors.newest_first()
-    return web.json_response(answer)
+        stats["recent_errors"] = context.recent_errors.newest_first()
+    return web.json_response(stats)

@@ -1,1 +1,1 @@
-"""Orders before they are downloaded: summary, thumbnails, webhooks."""
+"""Orders before their download: summary, thumbnails, webhooks."""

@@ -8,37 +8,35 @@ from aiohttp import web
 from service.errors import ImageFailed, ThumbnailUnavailable
 from service.model import Image, ImageOptions, Opened, Readiness
 from service.upstream.api import UpstreamClient
-from service.web.auth.guards import require_download
-from service.web.services import SERVICES
+from service.web.auth.guards import require_download, require_upstream
+from service.web.orders.context import ORDERS
 
-# Twice what the page shows, for fine screens.
+# Twice what the page shows, for high-density screens.
 MAX_WIDTH_PIXELS = 480
-# Pictures of that width have some 50 KB; what is larger is none of them.
+# Pictures of that width have some 50 KB; a larger response is no thumbnail.
 MAX_THUMBNAIL_BYTES = 2 * 1024 * 1024
-# Fetched at a time, beside the images of archives; with those that wait for their turn.
-THUMBNAILS_IN_FLIGHT, THUMBNAILS_WAITING = 6, 256
-# What somebody looks at now is looked at again soon, and the free preview changes only with the image.
+# A page shows the same thumbnails again within minutes, and a free preview changes only with its image.
 CACHE_SECONDS = 300
 
 _OPTIONS = ImageOptions(preview=True, max_width=MAX_WIDTH_PIXELS)
 
 
 async def get_thumbnail(request: web.Request) -> web.Response:
-    """Answer with the picture, checked like every image."""
-    services = request.app[SERVICES]
+    """Return the thumbnail, verified like every image."""
+    context = request.app[ORDERS]
     require_download(request)
-    upstream = services.require_upstream()
+    upstream = require_upstream(context.upstream)
     image = Image(request.match_info["image_id"], "", Readiness.READY)
-    with services.thumbnail_admission.admit():
+    with context.thumbnail_admission.admit():
         try:
-            async with asyncio.timeout(services.first_byte_seconds), services.thumbnail_slots:
+            async with asyncio.timeout(context.first_byte_seconds), context.thumbnail_slots:
                 extension, content = await _fetch(upstream, image)
         except TimeoutError as error:
-            raise ThumbnailUnavailable("The picture did not come in time.", reason="timeout") from error
+            raise ThumbnailUnavailable("The picture did not arrive in time.", reason="timeout") from error
         except ImageFailed as error:
             failure = error.failure
             raise ThumbnailUnavailable(
-                f"The picture cannot be had: {failure.detail}.",
+                f"The picture cannot be fetched: {failure.detail}.",
                 reason=failure.reason.value,
                 upstream_status=failure.upstream_status,
             ) from error
@@ -53,7 +51,7 @@ async def _fetch(upstream: UpstreamClient, image: Image) -> tuple[str, bytes]:
     """Return the picture's extension and its bytes.
 
     Raises:
-        ImageFailed: it cannot be had.
+        ImageFailed: it cannot be fetched.
         ThumbnailUnavailable: it is too large.
     """
     extension, content = "", bytearray()

@@ -1,1 +1,1 @@
-"""The web page and the reference."""
+"""The web page and the API reference."""

@@ -1,30 +1,28 @@
-"""``/docs`` and ``/openapi.json``: the description of the service, for people and for programs.
+"""``/docs`` and ``/openapi.json``: the API reference, for people and for programs.
 
-The page is Swagger UI, vendored: nothing is fetched from anywhere else, and no address makes it show another document.
+The page is Swagger UI, vendored: it loads nothing from other hosts, and no URL makes it show another document.
 """
 
-import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
 
 from service.errors import NotFound
-from service.web.openapi.document import openapi_document
+from service.web.site.context import SITE
 
 _STATIC = Path(__file__).parent / "static"
 _PAGE = _STATIC / "docs" / "index.html"
 VENDORED = _STATIC / "vendor" / "swagger-ui-5.35.0"
-# What the page is made of, by the last part of its address: nothing else of the disk can be asked for. What has a
-# version in its address never changes.
+# The page's files by the last segment of their URLs: no other file can be requested. A URL with a version in it never
+# changes its content.
 ASSETS = {
     "docs.js": _STATIC / "docs" / "docs.js",
     "docs.css": _STATIC / "docs" / "docs.css",
     "swagger-ui-5.35.0.js": VENDORED / "swagger-ui-bundle.js",
     "swagger-ui-5.35.0.css": VENDORED / "swagger-ui.css",
 }
-_FOR_EVER = "public, max-age=31536000, immutable"
-# Everything from here, nothing inline, no eval; ``data:`` images are the icons within Swagger UI's style sheet.
+_IMMUTABLE = "public, max-age=31536000, immutable"
+# Everything from this origin, nothing inline, no eval; ``data:`` images are the icons in Swagger UI's style sheet.
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -32,24 +30,19 @@ DOCS_POLICY = (
 
 
 async def get_docs(_request: web.Request) -> web.FileResponse:
-    """Answer with the page."""
+    """Return the page."""
     return web.FileResponse(_PAGE, headers={"Content-Security-Policy": DOCS_POLICY})
 
 
 async def get_docs_asset(request: web.Request) -> web.FileResponse:
-    """Answer with a part of the page."""
+    """Return a script or style sheet of the page."""
     name = request.match_info["asset"]
     if name not in ASSETS:
-        raise NotFound("The reference has no such part.")
+        raise NotFound("The reference has no such file.")
     path = ASSETS[name]
-    return web.FileResponse(path, headers={"Cache-Control": _FOR_EVER} if VENDORED in path.parents else None)
+    return web.FileResponse(path, headers={"Cache-Control": _IMMUTABLE} if VENDORED in path.parents else None)
 
 
-def openapi_handler(version: str) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """Return the handler of ``/openapi.json``; the document is made once."""
-    body = json.dumps(openapi_document(version), ensure_ascii=False).encode()
-
-    async def get_openapi(_request: web.Request) -> web.Response:
-        return web.Response(body=body, content_type="application/json", charset="utf-8")
-
-    return get_openapi
+async def get_openapi(request: web.Request) -> web.Response:
+    """Return the OpenAPI document."""
+    return web.Response(body=request.app[SITE].openapi, content_type="application/json", charset="utf-8")

@@ -1,1 +1,1 @@
-"""New orders from uploaded photos."""
+"""Orders from uploaded photos."""

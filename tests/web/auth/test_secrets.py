@@ -1,4 +1,4 @@
-"""No secret leaves the service: in no answer of any route, no trailer, no archive, no request it makes, no log line."""
+"""No secret leaks: not in a response of any route, a trailer, an archive, an upstream request or a log line."""
 
 import asyncio
 import io
@@ -16,11 +16,11 @@ from service.monitoring.logs import configure_logs
 from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox
 from service.settings import Settings
 from service.upstream.api import UpstreamClient
-from service.web.downloads import receipts
+from service.web.downloads import events
 from tests.archives import jpeg
 from tests.conftest import StartService, settings_for
 
-KEY, PAYING, ADMIN = "key-of-a-caller-hush", "key-that-may-pay-hush", "token-of-the-operator-hush"
+KEY, PAYING, ADMIN = "key-of-a-client-hush", "key-that-may-pay-hush", "token-of-the-operator-hush"
 LOCKED: dict[str, Any] = {
     "service_api_keys": (SecretStr(KEY), SecretStr(PAYING + ":full")),
     "admin_token": SecretStr(ADMIN),
@@ -50,39 +50,41 @@ BODIES = {
 
 @dataclass
 class Overheard:
-    """A service under observation: what it sent to callers, byte by byte, and what it logged."""
+    """A recorded service: the raw bytes of its responses, and its log."""
 
     port: int
     secrets: list[str]
     log: io.StringIO
-    answers: list[tuple[str, bytes]] = field(default_factory=list)
+    responses: list[tuple[str, bytes]] = field(default_factory=list)
 
-    async def ask(self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b"") -> bytes:
-        """Send a request as it is; return and remember everything that comes back, trailers included."""
+    async def request(
+        self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
+    ) -> bytes:
+        """Send a raw request; return and record the whole response, trailers included."""
         fields = {"Host": "localhost", "Connection": "close", "Content-Length": str(len(body)), **(headers or {})}
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body)
-        answer = await reader.read()
+        response = await reader.read()
         writer.close()
         await writer.wait_closed()
-        self.answers.append((f"{method} {target} {headers}", answer))
-        return answer
+        self.responses.append((f"{method} {target} {headers}", response))
+        return response
 
     def found(self) -> list[str]:
-        """Return where a secret is, whoever was told it."""
-        places = [
-            f"{place}: {secret}"
-            for place, answer in self.answers
+        """Return where secrets were found."""
+        leaks = [
+            f"{source}: {secret}"
+            for source, response in self.responses
             for secret in self.secrets
-            if secret.encode() in answer
+            if secret.encode() in response
         ]
-        return places + [f"log: {secret}" for secret in self.secrets if secret in self.log.getvalue()]
+        return leaks + [f"log: {secret}" for secret in self.secrets if secret in self.log.getvalue()]
 
 
 @pytest.fixture(params=["json", "console"])
 def log(request: pytest.FixtureRequest, sandbox: Sandbox) -> Iterator[io.StringIO]:
-    """What the service logs, at its most talkative."""
+    """The service's log at debug level."""
     stream = io.StringIO()
     secrets = settings_for(sandbox, **LOCKED).secrets()
     configure_logs(log_format=request.param, level="debug", secrets=secrets, stream=stream)
@@ -94,8 +96,8 @@ def log(request: pytest.FixtureRequest, sandbox: Sandbox) -> Iterator[io.StringI
 async def overheard(
     sandbox: Sandbox, start_service: StartService, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> Overheard:
-    """A service with every secret that there is."""
-    monkeypatch.setattr(receipts, "APPEARANCE_SECONDS", 0.01)
+    """A service with every secret configured."""
+    monkeypatch.setattr(events, "APPEARANCE_SECONDS", 0.01)
     port = urlsplit(await start_service(**LOCKED)).port
     assert port is not None
     secrets = settings_for(sandbox, **LOCKED).secrets()
@@ -104,20 +106,20 @@ async def overheard(
 
 
 def credentials(cookie: str) -> list[dict[str, str]]:
-    """Return every way to be let in, and none."""
+    """Return every way to authenticate, and none."""
     return [
         {},
         {"X-API-Key": KEY},
         {"Authorization": f"Bearer {PAYING}"},
         {"X-Admin-Token": ADMIN},
         {"Cookie": f"batch_session={cookie}", "Sec-Fetch-Site": "same-origin"},
-        {"X-API-Key": "a-wrong-key-of-somebody"},
+        {"X-API-Key": "a-wrong-key-of-another"},
         {"Authentication": "secret-of-the-webhook-hush"},
     ]
 
 
 def targets(path: str, sandbox: Sandbox) -> list[str]:
-    """Return addresses of a route, of things that are there and of others."""
+    """Return URLs of a route, of existing and of missing resources."""
     image = sandbox.orders[DEMO_ORDER_ID].images[0].image_id
     values = {
         "{order_id}": [PARTIAL_ORDER_ID, UNKNOWN, "x"], "{archive_id}": [ARCHIVE, UNKNOWN], "{image_id}": [image],
@@ -129,33 +131,33 @@ def targets(path: str, sandbox: Sandbox) -> list[str]:
 
 
 async def signed_in(overheard: Overheard) -> str:
-    """Return the value of a session's cookie."""
+    """Sign in, and return the value of the session cookie."""
     body = json.dumps({"key": ADMIN}).encode()
-    answer = await overheard.ask("POST", "/session", {"Content-Type": "application/json"}, body)
-    return answer.partition(b"batch_session=")[2].partition(b";")[0].decode()
+    response = await overheard.request("POST", "/session", {"Content-Type": "application/json"}, body)
+    return response.partition(b"batch_session=")[2].partition(b";")[0].decode()
 
 
-async def test_no_route_tells_a_secret(overheard: Overheard, sandbox: Sandbox) -> None:
-    """Each route, asked by everybody who may and may not, tells none; nor do the requests that follow from it."""
+async def test_no_route_leaks_a_secret(overheard: Overheard, sandbox: Sandbox) -> None:
+    """No route leaks a secret, with any or no authentication; nor do the upstream requests that it causes."""
     cookie = await signed_in(overheard)
     assert len(cookie) > 50
-    await overheard.ask("GET", f"/orders/{DEMO_ORDER_ID}/images?archive_id={ARCHIVE}", {"X-API-Key": KEY})
+    await overheard.request("GET", f"/orders/{DEMO_ORDER_ID}/images?archive_id={ARCHIVE}", {"X-API-Key": KEY})
     for method, path in ROUTES:
         kind, body = BODIES.get(path, ("", b"")) if method == "POST" else ("", b"")
         for target in targets(path, sandbox):
             for known in credentials(cookie):
-                await overheard.ask(method, target, {**known, **({"Content-Type": kind} if kind else {})}, body)
+                await overheard.request(method, target, {**known, **({"Content-Type": kind} if kind else {})}, body)
     assert overheard.found() == []
-    # The cookie was told where it was set, and nowhere else.
-    assert sum(cookie.encode() in answer for _, answer in overheard.answers) == 1
+    # The cookie is in the response that set it, and in no other.
+    assert sum(cookie.encode() in response for _, response in overheard.responses) == 1
     assert cookie not in overheard.log.getvalue()
     _judge_requests(sandbox, overheard)
 
 
 def _judge_requests(sandbox: Sandbox, overheard: Overheard) -> None:
-    """The API's origin gets its own key, the storage not even that; signed addresses stay between the two and us."""
+    """Only the API's origin gets the API key; signed URLs of the storage are neither logged nor passed on."""
     assert {one.origin for one in sandbox.requests} == {"api", "asset", "storage"}
-    told = "".join(overheard.log.getvalue())
+    logged = "".join(overheard.log.getvalue())
     for one in sandbox.requests:
         sent = {name.lower(): value for name, value in one.headers.items()}
         assert (sent.pop("x-api-key", None) == sandbox.api_key) == (one.origin != "storage")
@@ -164,47 +166,49 @@ def _judge_requests(sandbox: Sandbox, overheard: Overheard) -> None:
         assert not {"cookie", "authorization", "x-admin-token"} & set(sent)
         signature = one.query.get("X-Amz-Signature")
         if signature:
-            assert signature not in told
-            assert not any(signature.encode() in answer for _, answer in overheard.answers)
+            assert signature not in logged
+            assert not any(signature.encode() in response for _, response in overheard.responses)
 
 
-async def test_links_are_told_to_who_made_them(overheard: Overheard) -> None:
-    """A link's token is in the answer that made it, and in no archive, report, receipt, refusal or log line."""
+async def test_link_is_only_in_the_response_that_created_it(overheard: Overheard) -> None:
+    """A link's token is in the response that created it, and in no archive, report, receipt, problem or log line."""
     path = f"/orders/{PARTIAL_ORDER_ID}"
-    made = await overheard.ask("POST", f"{path}/links", {"X-API-Key": KEY}, b'{"parameters": {"manifest": "always"}}')
-    token = made.partition(b"link=")[2].partition(b'"')[0].decode()
+    created = await overheard.request(
+        "POST", f"{path}/links", {"X-API-Key": KEY}, b'{"parameters": {"manifest": "always"}}'
+    )
+    token = created.partition(b"link=")[2].partition(b'"')[0].decode()
     assert len(token) > 50
-    archive = await overheard.ask("GET", f"{path}/images?manifest=always&link={token}&archive_id={ARCHIVE}")
+    archive = await overheard.request("GET", f"{path}/images?manifest=always&link={token}&archive_id={ARCHIVE}")
     assert b"_manifest.json" in archive
     assert archive.endswith(b"X-Downloaded: 3\r\nX-Failed: 4\r\n\r\n")
     for target in (f"{path}/images?link={token}", f"{path}/images?link={token}&link={token}", f"{path}?link={token}"):
-        await overheard.ask("GET", target)
-    await overheard.ask("GET", f"/archives/{ARCHIVE}", {"X-API-Key": KEY})
+        await overheard.request("GET", target)
+    await overheard.request("GET", f"/archives/{ARCHIVE}", {"X-API-Key": KEY})
     assert overheard.found() == []
-    assert sum(token.encode() in answer for _, answer in overheard.answers) == 1
+    assert sum(token.encode() in response for _, response in overheard.responses) == 1
     assert token not in overheard.log.getvalue()
 
 
-async def test_faults_tell_no_secret(overheard: Overheard, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the upstream does wrong, and a fault of our own whose words hold a secret, are told without it."""
+async def test_errors_leak_no_secret(overheard: Overheard, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream errors, and a bug of ours whose message contains a secret, are reported without it."""
     images = f"/orders/{DEMO_ORDER_ID}/images"
     for fault in (
         Fault(Kind.STATUS, status=401), Fault(Kind.STATUS, status=500), Fault(Kind.NOT_JSON), Fault(Kind.RESET)
     ):  # fmt: skip
         sandbox.faults.order(DEMO_ORDER_ID, [fault])
-        await overheard.ask("GET", images, {"X-API-Key": KEY})
+        await overheard.request("GET", images, {"X-API-Key": KEY})
     inside = f"http://user:{sandbox.api_key}@127.0.0.1/?key={sandbox.api_key}"
     for image in sandbox.orders[DEMO_ORDER_ID].images:
         sandbox.faults.script(image.image_id, [Fault(Kind.REDIRECT_TO, location=inside)])
-    await overheard.ask("GET", images, {"X-API-Key": KEY})
+    await overheard.request("GET", images, {"X-API-Key": KEY})
 
     async def fail(*_: object, **__: object) -> None:
         raise RuntimeError(f"{sandbox.api_key} and {ADMIN} at https://files.example.com/a?X-Amz-Signature=hush")
 
     monkeypatch.setattr(UpstreamClient, "find_order", fail)
-    answer = await overheard.ask("GET", images, {"X-API-Key": KEY})
-    assert answer.startswith(b"HTTP/1.1 500 ")
-    recent = await overheard.ask("GET", "/api/stats", {"X-Admin-Token": ADMIN})
+    response = await overheard.request("GET", images, {"X-API-Key": KEY})
+    assert response.startswith(b"HTTP/1.1 500 ")
+    recent = await overheard.request("GET", "/api/stats", {"X-Admin-Token": ADMIN})
     assert b"RuntimeError: [secret] and [secret] at https://files.example.com/a?[secret]" in recent
     assert overheard.found() == []
     assert "RuntimeError: [secret] and [secret]" in overheard.log.getvalue()

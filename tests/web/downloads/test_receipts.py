@@ -199,8 +199,8 @@ async def test_a_watcher_knows_that_the_connection_lives(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While nothing happens a comment comes again and again."""
-    monkeypatch.setattr("service.web.downloads.receipts.PROGRESS_SECONDS", 0.01)
-    monkeypatch.setattr("service.web.downloads.receipts.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("service.web.downloads.events.PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr("service.web.downloads.events.HEARTBEAT_SECONDS", 0.05)
     order = add_order(sandbox, [400_000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=100_000)
     archive_id = str(uuid.uuid4())
@@ -209,7 +209,7 @@ async def test_a_watcher_knows_that_the_connection_lives(
         client.get(f"{service}/archives/{archive_id}/events") as watching,
     ):
         for _ in range(3):
-            await watching.content.readuntil(b"\n: still here\n\n")
+            await watching.content.readuntil(b"\n: heartbeat\n\n")
         gate.release()
         await archive.read()
         assert b"event: end" in await watching.read()
@@ -219,7 +219,7 @@ async def test_bytes_are_told_meanwhile(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A large image shows how far it is; without an id, because it is nothing to come back to."""
-    monkeypatch.setattr("service.web.downloads.receipts.PROGRESS_SECONDS", 0.02)
+    monkeypatch.setattr("service.web.downloads.events.PROGRESS_SECONDS", 0.02)
     order = add_order(sandbox, [50_000])
     sandbox.faults.script(order.images[0].image_id, [Fault(Kind.DRIP)])
     archive_id = str(uuid.uuid4())

@@ -22,9 +22,9 @@ from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox, SandboxImage, S
 from service.settings import MIB, Settings
 from service.streaming.budgets import Reservation
 from service.upstream import retry
+from service.web.downloads.context import DOWNLOADS, DownloadsContext
 from service.web.http import streaming_response as archive_response
 from service.web.http.streaming_response import WRITE_BUFFER_BYTES, StreamingResponse
-from service.web.services import SERVICES, Services
 from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService
 from tests.streaming.test_prefetch import Watched
@@ -41,7 +41,7 @@ LAST_CHUNK = b"\r\n0\r\n"
 
 
 @pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Services]:
+def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[], DownloadsContext]:
     """Return a function that gives the parts of the service which was started last: its counters tell what happened."""
     apps: list[web.Application] = []
 
@@ -50,15 +50,15 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Services]:
         return apps[-1]
 
     monkeypatch.setattr("service.server.run.create_app", create)
-    return lambda: apps[-1][SERVICES]
+    return lambda: apps[-1][DOWNLOADS]
 
 
-Inside = Callable[[], Services]
+Inside = Callable[[], DownloadsContext]
 
 
-def count_of(services: Services, outcome: str) -> float:
+def count_of(context: DownloadsContext, outcome: str) -> float:
     """Return how many archives ended in this way."""
-    return services.metrics.registry.get_sample_value("batch_archives_total", {"outcome": outcome}) or 0
+    return context.metrics.registry.get_sample_value("batch_archives_total", {"outcome": outcome}) or 0
 
 
 def all_at_rest(sandbox: Sandbox) -> Callable[[], bool]:
@@ -433,7 +433,7 @@ async def test_silent_readers_hold_no_more_than_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Archives nobody reads hold the whole budget, never more; others run beside them; in the end all comes back."""
-    monkeypatch.setattr("service.app.MemoryBudget", Scarce)
+    monkeypatch.setattr("service.web.downloads.context.MemoryBudget", Scarce)
     service = await start_service(read_ahead_bytes=MIB, read_ahead_total_bytes=2 * MIB, images_in_flight=3)
     orders = [add_endless_order(sandbox, images=3) for _ in range(4)]
     small = add_order(sandbox, [100_000] * 12)

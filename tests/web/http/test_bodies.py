@@ -1,4 +1,4 @@
-"""Bodies of requests: each route bounds their time and their size, over bare sockets."""
+"""Request bodies over raw sockets: each route bounds their time and size."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ LOCKED: dict[str, Any] = {
 }
 AS_CALLER, AS_JSON = b"X-API-Key: " + KEY.encode(), b"Content-Type: application/json"
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
-# Each route whose handler wants a whole body: path, header fields, and one byte more than it takes.
+# Each route whose handler reads a whole body: path, header fields, and one byte more than its limit.
 ROUTES = [
     pytest.param("/session", AS_JSON, 4097, id="session"),
     pytest.param(f"/orders/{DEMO_ORDER_ID}/links", AS_CALLER, 64 * 1024 + 1, id="link"),
@@ -31,7 +31,7 @@ ROUTES = [
 
 
 class Connection:
-    """One connection that sends a POST piece by piece."""
+    """One connection that sends a POST in pieces."""
 
     def __init__(self, service: str, path: str, *fields: bytes) -> None:
         self._port = URL(service).port
@@ -47,7 +47,7 @@ class Connection:
         await asyncio.gather(self.writer.wait_closed(), return_exceptions=True)  # the service may have reset it
 
     async def response(self) -> tuple[int, dict[str, str], dict[str, Any]]:
-        """Return status, header and document of the next response."""
+        """Return status, headers and document of the next response."""
         status_line, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         header = dict(line.split(": ", 1) for line in lines if line)
         body = await self.reader.readexactly(int(header["Content-Length"]))
@@ -61,14 +61,14 @@ class Connection:
         pytest.param(b"Content-Length: 10", b"", id="no byte"),
         pytest.param(b"Content-Length: 10", b'{"key"', id="a part"),
         pytest.param(b"Transfer-Encoding: chunked", b"2\r\n{}\r\n", id="no last chunk"),
-        pytest.param(b"Content-Length: 10\r\nExpect: 100-continue", b"", id="told to go on"),
+        pytest.param(b"Content-Length: 10\r\nExpect: 100-continue", b"", id="after 100 Continue"),
     ],
 )
-async def test_a_body_that_does_not_come_is_a_408(
+async def test_late_body_is_a_408(
     framing: bytes, begun: bytes, path: str, fields: bytes, _too_many: int, start_service: StartService,
     sandbox: Sandbox,
 ) -> None:  # fmt: skip
-    """Every route gives a body REQUEST_BODY_TIMEOUT_SECONDS, then answers and closes; nothing was begun upstream."""
+    """After REQUEST_BODY_TIMEOUT_SECONDS every route responds and closes, without an upstream request."""
     service = await start_service(**LOCKED, request_body_timeout_seconds=0.2)
     async with Connection(service, path, fields, framing) as connection:
         connection.writer.write(begun)
@@ -76,20 +76,20 @@ async def test_a_body_that_does_not_come_is_a_408(
             assert await connection.reader.readexactly(len(GO_ON)) == GO_ON
         status, header, document = await connection.response()
     assert (status, document["type"]) == (408, "/problems/request-body-timeout")
-    assert document["detail"] == "The body did not come within 0.2 s."
+    assert document["detail"] == "The body did not arrive within 0.2 s."
     assert header["Connection"] == "close"
     assert sandbox.requests == []
 
 
-async def test_bytes_that_keep_coming_do_not_prolong_the_time(
+async def test_trickled_body_does_not_extend_the_deadline(
     start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """The time is for the whole body: one byte after the other is no way to hold a connection."""
+    """The deadline is for the whole body: a trickle of bytes does not hold a connection."""
     service = await start_service(**LOCKED, request_body_timeout_seconds=0.3)
     async with Connection(service, "/session", AS_JSON, b"Content-Length: 4096") as connection:
         response = asyncio.create_task(connection.response())
         while not response.done():
-            # One byte for every response that another client gets: neither a flood nor a pause.
+            # One byte for each response that another client gets: neither a burst nor a pause.
             async with client.get(f"{service}/health/live") as other:
                 assert other.status == 200
             connection.writer.write(b" ")
@@ -97,10 +97,10 @@ async def test_bytes_that_keep_coming_do_not_prolong_the_time(
 
 
 @pytest.mark.parametrize(("path", "fields", "too_many"), ROUTES)
-async def test_a_body_that_is_too_large_is_refused_before_it_comes(
+async def test_oversized_body_is_rejected_before_it_is_sent(
     path: str, fields: bytes, too_many: int, start_service: StartService
 ) -> None:
-    """A Content-Length above the limit is a 400 at once, without 100 (Continue); one byte less is waited for."""
+    """A Content-Length above the limit is a 400 at once, without 100 (Continue); one byte less is read."""
     service = await start_service(**LOCKED)
     length = b"Content-Length: %d\r\nExpect: 100-continue"
     async with Connection(service, path, fields, length % too_many) as connection:
@@ -112,10 +112,10 @@ async def test_a_body_that_is_too_large_is_refused_before_it_comes(
 
 
 @pytest.mark.parametrize(("path", "fields", "too_many"), ROUTES)
-async def test_a_body_without_a_length_is_bounded_too(
+async def test_oversized_chunked_body_is_rejected(
     path: str, fields: bytes, too_many: int, start_service: StartService
 ) -> None:
-    """Chunks are refused at the first byte too many, although the last chunk has not come."""
+    """A chunked body is rejected at the first byte above the limit, before its last chunk."""
     service = await start_service(**LOCKED)
     async with Connection(service, path, fields, b"Transfer-Encoding: chunked") as connection:
         connection.writer.write(b"%x\r\n%s\r\n" % (too_many, b" " * too_many))
@@ -125,8 +125,10 @@ async def test_a_body_without_a_length_is_bounded_too(
 
 
 @pytest.mark.parametrize(("path", "fields", "_too_many"), ROUTES)
-async def test_malformed_chunks_end_too(path: str, fields: bytes, _too_many: int, start_service: StartService) -> None:
-    """Framing that breaks behind a sound beginning is the client's fault, and does not hold its connection."""
+async def test_malformed_chunks_do_not_hold_the_connection(
+    path: str, fields: bytes, _too_many: int, start_service: StartService
+) -> None:
+    """Malformed framing after a valid start is the client's error, and does not hold its connection."""
     service = await start_service(**LOCKED, request_body_timeout_seconds=0.2)
     async with Connection(service, path, fields, b"Transfer-Encoding: chunked\r\nExpect: 100-continue") as connection:
         assert await connection.reader.readexactly(len(GO_ON)) == GO_ON

@@ -1,4 +1,4 @@
-"""One caller's connection: slow, malformed and unusual requests over bare sockets."""
+"""Client connections over raw sockets: slow, malformed and unusual requests."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @asynccontextmanager
 async def connected(service: str) -> AsyncIterator[Streams]:
-    """Open a bare connection to the service."""
+    """Open a raw connection to the service."""
     host, port = service.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -32,44 +32,46 @@ async def connected(service: str) -> AsyncIterator[Streams]:
 
 
 async def exchange(service: str, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send bytes, and return the status, headers and body of the one answer after which the connection ends."""
+    """Send bytes; return status, headers and body of the only response, after which the connection closes."""
     async with connected(service) as (reader, writer):
         writer.write(request)
         return _parsed(await reader.read())
 
 
-def _parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status_line, *lines = head.decode("latin-1").split("\r\n")
+def _parsed(response: bytes) -> tuple[int, dict[str, str], bytes]:
+    section, _, body = response.partition(b"\r\n\r\n")
+    status_line, *lines = section.decode("latin-1").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
     return int(status_line.split(" ")[1]), headers, body
 
 
-async def next_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """Return the next answer of a connection that stays open; it must say its length."""
+async def next_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """Return the next response of a connection that stays open; it must have a Content-Length."""
     status, headers, _ = _parsed(await reader.readuntil(b"\r\n\r\n"))
     return status, headers, await reader.readexactly(int(headers["Content-Length"]))
 
 
-# Slow heads.
+# Slow headers.
 
 
 @pytest.mark.parametrize("begun", [b"", b"G", HEALTH], ids=["nothing", "one byte", "all but the end"])
-async def test_head_that_does_not_end_is_cut_off(begun: bytes, start_service: StartService) -> None:
-    """A connection that never says what it wants is closed, without an answer."""
+async def test_idle_connection_is_closed_after_the_header_timeout(begun: bytes, start_service: StartService) -> None:
+    """A connection whose headers do not end is closed, without a response."""
     service = await start_service(request_header_timeout_seconds=0.2)
     async with connected(service) as (reader, writer):
         writer.write(begun)
         assert await reader.read() == b""
 
 
-async def test_head_sent_byte_by_byte_is_cut_off(start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """Bytes that keep coming do not prolong the time for the head."""
+async def test_trickled_headers_do_not_extend_the_timeout(
+    start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A trickle of bytes does not extend the header timeout."""
     service = await start_service(request_header_timeout_seconds=0.3)
     async with connected(service) as (reader, writer):
         writer.write(HEALTH + b"X-Slow: ")
         while not reader.at_eof() and reader.exception() is None:
-            # One byte for every answer that somebody else gets: neither a flood nor a pause.
+            # One byte for each response that another client gets: neither a burst nor a pause.
             async with client.get(f"{service}/health/live") as response:
                 assert response.status == 200
             if not writer.is_closing():
@@ -78,8 +80,8 @@ async def test_head_sent_byte_by_byte_is_cut_off(start_service: StartService, cl
             assert await reader.read() == b""
 
 
-async def test_time_for_the_head_does_not_bound_the_answer(sandbox: Sandbox, start_service: StartService) -> None:
-    """An archive may take longer than a head may: others are cut off while it goes on."""
+async def test_header_timeout_does_not_bound_the_response(sandbox: Sandbox, start_service: StartService) -> None:
+    """An archive may take longer than the header timeout: idle connections are closed while it goes on."""
     service = await start_service(request_header_timeout_seconds=0.2)
     order = add_order(sandbox, [3000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=1000)
@@ -94,20 +96,20 @@ async def test_time_for_the_head_does_not_bound_the_answer(sandbox: Sandbox, sta
 
 
 @pytest.mark.parametrize("begun", [b"", HEALTH], ids=["idle", "all but the end"])
-async def test_next_head_has_the_time_of_an_idle_connection(
+async def test_next_headers_have_the_keepalive_timeout(
     begun: bytes, start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kept connection is closed when no whole request follows, begun or not."""
-    monkeypatch.setattr("service.server.run.KEEPALIVE_SECONDS", 0.2)
+    """A kept-alive connection is closed if no complete request follows, started or not."""
+    monkeypatch.setattr("service.web.http.connection.KEEPALIVE_SECONDS", 0.2)
     service = await start_service()
     async with connected(service) as (reader, writer):
         writer.write(HEALTH + b"\r\n")
-        assert (await next_answer(reader))[0] == 200
+        assert (await next_response(reader))[0] == 200
         writer.write(begun)
         assert await reader.read() == b""
 
 
-# What is no request.
+# Malformed requests.
 
 
 @pytest.mark.parametrize(
@@ -130,16 +132,16 @@ async def test_next_head_has_the_time_of_an_idle_connection(
         pytest.param(HEALTH + b"X-Evil: a\x00b\r\n\r\n", id="zero in a header"),
     ],
 )
-async def test_what_is_no_request_gets_a_problem(request_bytes: bytes, service: str, sandbox: Sandbox) -> None:
-    """The answer is a 400 problem document that tells nothing of the software, and ends the connection."""
+async def test_malformed_request_gets_a_problem(request_bytes: bytes, service: str, sandbox: Sandbox) -> None:
+    """The response is a 400 problem document that reveals nothing of the software, and closes the connection."""
     status, headers, body = await exchange(service, request_bytes)
     assert status == 400
     assert headers["Content-Type"].startswith("application/problem+json")
     assert headers["Server"] == "autoenhance-batch"
     problem = json.loads(body)
     assert (problem["type"], problem["status"]) == ("/problems/bad-request", 400)
-    told = (repr(headers) + body.decode()).lower()
-    assert not [name for name in ("aiohttp", "python", "llhttp", "traceback") if name in told]
+    response = (repr(headers) + body.decode()).lower()
+    assert not [name for name in ("aiohttp", "python", "llhttp", "traceback") if name in response]
     assert sandbox.requests == []
 
 
@@ -156,27 +158,27 @@ async def test_what_is_no_request_gets_a_problem(request_bytes: bytes, service: 
         pytest.param(b"GET //health HTTP/1.0\r\n\r\n", {404}, id="two slashes"),
     ],
 )
-async def test_unusual_requests_are_answered(request_bytes: bytes, expected: set[int], service: str) -> None:
-    """What is a request, but an odd one, has a status, and its answer tells nothing of the software."""
+async def test_unusual_requests_get_a_response(request_bytes: bytes, expected: set[int], service: str) -> None:
+    """A valid but unusual request gets a response that reveals nothing of the software."""
     status, headers, body = await exchange(service, request_bytes)
     assert status in expected
     assert headers["Server"] == "autoenhance-batch"
     assert b"aiohttp" not in body.lower()
 
 
-async def test_garbage_behind_a_request(service: str) -> None:
-    """A good request is answered; the garbage that follows it gets the problem, and ends the connection."""
+async def test_garbage_after_a_request_gets_a_problem(service: str) -> None:
+    """A valid request gets its response; the garbage after it gets a problem, and closes the connection."""
     async with connected(service) as (reader, writer):
         writer.write(HEALTH + b"\r\n")
-        first = await next_answer(reader)
+        first = await next_response(reader)
         writer.write(b"\x00garbage\r\n\r\n")
         status, headers, _ = _parsed(await reader.read())
     assert (first[0], status) == (200, 400)
     assert headers["Server"] == "autoenhance-batch"
 
 
-async def test_garbage_behind_a_running_archive(sandbox: Sandbox, service: str) -> None:
-    """What follows a request while its archive streams cannot get into the archive."""
+async def test_garbage_after_a_request_does_not_enter_the_archive(sandbox: Sandbox, service: str) -> None:
+    """Bytes after a request whose archive streams do not enter the archive."""
     order = add_order(sandbox, [3000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=1000)
     async with connected(service) as (reader, writer):
@@ -185,30 +187,30 @@ async def test_garbage_behind_a_running_archive(sandbox: Sandbox, service: str) 
         writer.write(b"\x00garbage\r\n\r\n")
         gate.release()
         rest = await reader.read()
-    archive, trailers, refusal = rest.partition(b"\r\n0\r\nX-Downloaded: 1\r\nX-Failed: 0\r\n\r\n")
+    archive, trailers, problem = rest.partition(b"\r\n0\r\nX-Downloaded: 1\r\nX-Failed: 0\r\n\r\n")
     assert trailers
     assert jpeg(3000)[-500:] in archive
     assert b"HTTP/1." not in archive
-    assert _parsed(refusal)[0] == 400
+    assert _parsed(problem)[0] == 400
 
 
-# What is unusual, but good.
+# Valid, but unusual.
 
 
 async def test_connection_serves_several_requests(service: str) -> None:
-    """A kept connection answers one request after another, whatever their status."""
+    """A kept-alive connection serves one request after another, whatever their status."""
     async with connected(service) as (reader, writer):
         for path, expected in [("/health", 200), ("/nothing", 404), ("/orders/42/images", 400), ("/health/ready", 200)]:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            assert (await next_answer(reader))[0] == expected
+            assert (await next_response(reader))[0] == expected
         writer.write(HEALTH + b"Connection: close\r\n\r\n")
         status, headers, body = _parsed(await reader.read())
     assert (status, headers["Connection"]) == (200, "close")
     assert json.loads(body)["status"] == "ok"
 
 
-async def test_connection_serves_another_archive(sandbox: Sandbox, service: str) -> None:
-    """The end of an archive is the end of a message: its connection is used for the next."""
+async def test_connection_serves_several_archives(sandbox: Sandbox, service: str) -> None:
+    """After an archive its connection serves the next request."""
     order = add_order(sandbox, [500] * 2)
     opened: list[object] = []
 
@@ -223,24 +225,24 @@ async def test_connection_serves_another_archive(sandbox: Sandbox, service: str)
     assert len(opened) == 1
 
 
-async def test_pipelined_requests_are_answered_in_order(service: str) -> None:
-    """Requests sent without waiting for answers get theirs one by one."""
+async def test_pipelined_requests_get_responses_in_order(service: str) -> None:
+    """Pipelined requests get their responses in order (RFC 9112 section 9.3.2)."""
     paths = ["/health", "/nothing", "/health/live", "/orders/42/images", "/problems/bad-request"] * 10
     async with connected(service) as (reader, writer):
         writer.write("".join(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n" for path in paths).encode())
-        statuses = [(await next_answer(reader))[0] for _ in paths]
+        statuses = [(await next_response(reader))[0] for _ in paths]
     assert statuses == [200, 404, 200, 400, 200] * 10
 
 
-async def test_pipelined_archives(service: str, sandbox: Sandbox) -> None:
-    """Two archives asked for at once come one after the other, both whole."""
+async def test_pipelined_archives_are_complete(service: str, sandbox: Sandbox) -> None:
+    """Two pipelined archives arrive one after the other, both complete."""
     request = f"GET {images_url(service, DEMO_ORDER_ID).raw_path} HTTP/1.1\r\nHost: x\r\n"
     async with connected(service) as (reader, writer):
         writer.write(f"{request}\r\n{request}Connection: close\r\n\r\n".encode())
-        answers = await reader.read()
-    assert answers.count(b"HTTP/1.1 200 OK\r\n") == 2
-    assert answers.count(b"\r\n0\r\nX-Downloaded: 14\r\nX-Failed: 0\r\n\r\n") == 2
-    assert answers.endswith(b"X-Failed: 0\r\n\r\n")
+        responses = await reader.read()
+    assert responses.count(b"HTTP/1.1 200 OK\r\n") == 2
+    assert responses.count(b"\r\n0\r\nX-Downloaded: 14\r\nX-Failed: 0\r\n\r\n") == 2
+    assert responses.endswith(b"X-Failed: 0\r\n\r\n")
     assert len([one for one in sandbox.requests if one.origin == "storage"]) == 28
 
 
@@ -250,12 +252,12 @@ async def test_pipelined_archives(service: str, sandbox: Sandbox) -> None:
         pytest.param(b"Content-Length: 5\r\n\r\nhello", id="short"),
         pytest.param(b"Content-Length: 1000000\r\n\r\n" + b"x" * 1_000_000, id="long"),
         pytest.param(b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", id="chunked"),
-        pytest.param(b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello", id="expecting to be asked"),
+        pytest.param(b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\nhello", id="with Expect"),
         pytest.param(b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello", id="not what it says"),
     ],
 )
 async def test_body_of_a_get_is_ignored(body: bytes, sandbox: Sandbox, service: str) -> None:
-    """A request with a body nobody asked for is served, and the next on its connection is not mistaken for a body."""
+    """A GET with a body is served, and the body is not mistaken for the next request."""
     order = add_order(sandbox, [3000])
     path = images_url(service, order.order_id).raw_path
     async with connected(service) as (reader, writer):
@@ -265,12 +267,12 @@ async def test_body_of_a_get_is_ignored(body: bytes, sandbox: Sandbox, service: 
         after = await reader.read()
     assert jpeg(3000)[-500:] in received
     assert b" 200 OK\r\n" in received
-    # A connection whose body was no body may end instead.
+    # A connection whose body was malformed may close instead.
     assert after == b"" or _parsed(after)[0] in {200, 400}
 
 
 async def test_malformed_requests_are_counted(service: str, client: aiohttp.ClientSession) -> None:
-    """What is no HTTP is in the metrics like any other request that was refused."""
+    """Malformed requests are in the metrics like other rejected requests."""
     status, _, _ = await exchange(service, b"nonsense\r\n\r\n")
     assert status == 400
     async with client.get(f"{service}/metrics") as response:
@@ -279,10 +281,10 @@ async def test_malformed_requests_are_counted(service: str, client: aiohttp.Clie
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
-async def test_the_kernel_gives_up_who_acknowledges_nothing(
+async def test_tcp_user_timeout_is_set(
     start_service: StartService, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each accepted connection carries three times the stall limit as TCP's own, for what only the kernel still has."""
+    """Each accepted connection has TCP_USER_TIMEOUT at three times the stall limit, for data in the kernel's buffer."""
     limits = []
     set_option = socket.socket.setsockopt
 

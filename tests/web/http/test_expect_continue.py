@@ -1,4 +1,4 @@
-"""``Expect: 100-continue``: who asks first is told to go on only if nothing speaks against it."""
+"""``Expect: 100-continue`` over raw sockets: 100 is sent only when a handler reads the body."""
 
 import asyncio
 import json
@@ -28,13 +28,13 @@ UPLOAD = "/api/create-order", b"Content-Type: multipart/form-data; boundary=b", 
 
 
 @asynccontextmanager
-async def asking(
+async def expecting(
     service: str, path: str, fields: bytes, length: int
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Send the head of a POST that wants to be told to go on."""
+    """Send the headers of a POST that expects 100 (Continue)."""
     reader, writer = await asyncio.open_connection("127.0.0.1", URL(service).port)
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n"
-    writer.write(head.encode() + fields + b"\r\n\r\n")
+    headers = f"POST {path} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n"
+    writer.write(headers.encode() + fields + b"\r\n\r\n")
     try:
         yield reader, writer
     finally:
@@ -42,10 +42,10 @@ async def asking(
         await writer.wait_closed()
 
 
-def parsed(answer: bytes) -> tuple[int, bytes, Any]:
-    """Return status, head and JSON body of an answer."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), head, json.loads(body) if body else None
+def parsed(response: bytes) -> tuple[int, bytes, Any]:
+    """Return status, headers and JSON body of a response."""
+    headers, _, body = response.partition(b"\r\n\r\n")
+    return int(headers.split()[1]), headers, json.loads(body) if body else None
 
 
 @pytest.mark.parametrize(
@@ -62,38 +62,38 @@ def parsed(answer: bytes) -> tuple[int, bytes, Any]:
         ),
     ],
 )
-async def test_a_refused_upload_is_not_told_to_go_on(
+async def test_rejected_upload_gets_no_100(
     changes: dict[str, Any], fields: bytes, status: int, slug: str, start_service: StartService
 ) -> None:
-    """The first word is the refusal, not one byte of the photo has to be sent, and the connection ends with it."""
+    """The first response is the problem, no byte of the photo is needed, and the connection closes."""
     service = await start_service(**{**LOCKED, **changes})
     path, content_type, _ = UPLOAD
-    async with asking(service, path, b"\r\n".join([content_type, *([fields] if fields else [])]), 100_000_000) as (
+    async with expecting(service, path, b"\r\n".join([content_type, *([fields] if fields else [])]), 100_000_000) as (
         reader,
         _,
     ):
-        head = await reader.readuntil(b"\r\n\r\n")
-        found, _, _ = parsed(head)
-        assert (found, b"\r\nConnection: close\r\n" in head) == (status, True)
-        length = next(int(one.split()[1]) for one in head.split(b"\r\n") if one.startswith(b"Content-Length:"))
+        headers = await reader.readuntil(b"\r\n\r\n")
+        found, _, _ = parsed(headers)
+        assert (found, b"\r\nConnection: close\r\n" in headers) == (status, True)
+        length = next(int(one.split()[1]) for one in headers.split(b"\r\n") if one.startswith(b"Content-Length:"))
         assert json.loads(await reader.readexactly(length))["type"] == f"/problems/{slug}"
 
 
-async def test_an_upload_that_finds_no_room_is_not_told_to_go_on(start_service: StartService) -> None:
-    """A full service says so before the photo is sent; one that takes it says go on, once."""
+async def test_upload_at_capacity_gets_no_100(start_service: StartService) -> None:
+    """At capacity a 503 precedes the photo; an admitted upload gets 100 once."""
     service = await start_service(**LOCKED, max_concurrent_uploads=1)
     path, content_type, form = UPLOAD
     fields = content_type + b"\r\nX-Admin-Token: " + ADMIN.encode()
-    async with asking(service, path, fields, len(form)) as (reader, writer):
+    async with expecting(service, path, fields, len(form)) as (reader, writer):
         assert await reader.readexactly(len(GO_ON)) == GO_ON
-        async with asking(service, path, fields, len(form)) as (other, _):
+        async with expecting(service, path, fields, len(form)) as (other, _):
             assert parsed(await other.readuntil(b"\r\n\r\n"))[0] == 503
         writer.write(form)
         assert parsed(await reader.readuntil(b"\r\n\r\n"))[0] == 201
 
 
 @pytest.mark.parametrize(
-    ("path", "fields", "body", "status", "refused"),
+    ("path", "fields", "body", "status", "rejected"),
     [
         pytest.param(UPLOAD[0], UPLOAD[1] + b"\r\nX-Admin-Token: " + ADMIN.encode(), FORM, 201, 401, id="upload"),
         pytest.param(f"/orders/{DEMO_ORDER_ID}/links", AS_CALLER, b"{}", 201, 401, id="link"),
@@ -104,23 +104,23 @@ async def test_an_upload_that_finds_no_room_is_not_told_to_go_on(start_service: 
         pytest.param("/health", b"", b"{}", None, 405, id="not allowed"),
     ],
 )
-async def test_who_asks_is_told(
-    path: str, fields: bytes, body: bytes, status: int | None, refused: int | None, start_service: StartService
+async def test_accepted_request_gets_100(
+    path: str, fields: bytes, body: bytes, status: int | None, rejected: int | None, start_service: StartService
 ) -> None:
-    """Each route that takes a body asks for it when it wants it, and not before who sends it may."""
+    """Each route with a body sends 100 when it reads the body, and not before authorization."""
     service = await start_service(**LOCKED)
-    if refused is not None:
-        async with asking(service, path, b"X-Nothing: 1", len(body)) as (reader, _):
-            assert parsed(await reader.readuntil(b"\r\n\r\n"))[0] == refused
+    if rejected is not None:
+        async with expecting(service, path, b"X-Nothing: 1", len(body)) as (reader, _):
+            assert parsed(await reader.readuntil(b"\r\n\r\n"))[0] == rejected
     if status is not None:
-        async with asking(service, path, fields, len(body)) as (reader, writer):
+        async with expecting(service, path, fields, len(body)) as (reader, writer):
             assert await reader.readexactly(len(GO_ON)) == GO_ON
             writer.write(body)
             assert parsed(await reader.readuntil(b"\r\n\r\n"))[0] == status
 
 
-async def test_http_1_0_is_not_told(service: str, sandbox: Sandbox) -> None:
-    """An old client does not know the word, and is answered as if it had not asked (RFC 9110 section 10.1.1)."""
+async def test_http_1_0_gets_no_100(service: str, sandbox: Sandbox) -> None:
+    """Expect is ignored in an HTTP/1.0 request (RFC 9110 section 10.1.1)."""
     assert sandbox.requests == []
     reader, writer = await asyncio.open_connection("127.0.0.1", URL(service).port)
     writer.write(b"POST /session HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n{}")

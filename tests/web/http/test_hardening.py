@@ -1,4 +1,4 @@
-"""What browsers are told, which sites may read answers, and that odd input stays data."""
+"""Security headers, CORS, and hostile input."""
 
 import asyncio
 import io
@@ -20,7 +20,7 @@ OURS, THEIRS = "https://app.example.com", "https://evil.example.com"
 
 @pytest.fixture
 def logged() -> Iterator[io.StringIO]:
-    """What the service logs, for people."""
+    """The service's log in console format."""
     stream = io.StringIO()
     configure_logs(log_format="console", level="debug", stream=stream)
     yield stream
@@ -28,8 +28,8 @@ def logged() -> Iterator[io.StringIO]:
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", f"/orders/{DEMO_ORDER_ID}/images", "/metrics", "/session"])
-async def test_safety_headers(path: str, service: str, client: aiohttp.ClientSession) -> None:
-    """Every answer forbids browsers to run, frame, guess or pass on anything of it."""
+async def test_every_response_has_security_headers(path: str, service: str, client: aiohttp.ClientSession) -> None:
+    """Every response forbids scripts, framing, content sniffing and referrers."""
     async with client.get(service + path) as response:
         await response.read()
         assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
@@ -43,12 +43,24 @@ async def test_safety_headers(path: str, service: str, client: aiohttp.ClientSes
     ("origin", "allowed"),
     [(OURS, True), (THEIRS, False), (OURS + ".evil.com", False), ("http://app.example.com", False), ("null", False)],
 )
-async def test_cors(origin: str, allowed: bool, start_service: StartService, client: aiohttp.ClientSession) -> None:  # noqa: FBT001
-    """Exactly the pages of ALLOWED_ORIGINS may read answers and ask before they send keys; never with cookies."""
+async def test_cors_allows_configured_origins(
+    origin: str,
+    allowed: bool,  # noqa: FBT001
+    start_service: StartService,
+    client: aiohttp.ClientSession,
+) -> None:
+    """Exactly the pages of ALLOWED_ORIGINS may read responses and send keys after a preflight; never cookies."""
     service = await start_service(allowed_origins=(OURS,))
     url = images_url(service, DEMO_ORDER_ID)
-    asking = {"Origin": origin, "Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-api-key"}
-    async with client.get(url, headers={"Origin": origin}) as got, client.options(url, headers=asking) as preflight:
+    preflight_headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": "x-api-key",
+    }
+    async with (
+        client.get(url, headers={"Origin": origin}) as got,
+        client.options(url, headers=preflight_headers) as preflight,
+    ):
         await got.read()
         assert (got.status, preflight.status) == (200, 204)
         for response in (got, preflight):
@@ -58,8 +70,8 @@ async def test_cors(origin: str, allowed: bool, start_service: StartService, cli
         assert "X-API-Key" in preflight.headers["Access-Control-Allow-Headers"]
 
 
-async def test_without_origins_nothing_is_said_of_them(service: str, client: aiohttp.ClientSession) -> None:
-    """A service that no other site's page is to use has no word for them."""
+async def test_no_cors_headers_without_allowed_origins(service: str, client: aiohttp.ClientSession) -> None:
+    """Without ALLOWED_ORIGINS no response has CORS headers."""
     async with client.get(f"{service}/health", headers={"Origin": THEIRS}) as response:
         assert not [name for name in response.headers if name.startswith("Access-Control")]
 
@@ -77,10 +89,10 @@ async def test_without_origins_nothing_is_said_of_them(service: str, client: aio
         "/orders/{order};x/images",
     ],
 )
-async def test_tricks_in_ids(
+async def test_hostile_ids_are_rejected(
     path: str, service: str, client: aiohttp.ClientSession, sandbox: Sandbox, logged: io.StringIO
 ) -> None:
-    """An id is a UUID and nothing else: no trick in it reaches the upstream, a header or the log's lines."""
+    """An id is a UUID: nothing else reaches the upstream, a header or the log."""
     async with client.get(URL(service + path.format(order=DEMO_ORDER_ID), encoded=True)) as response:
         problem = json.loads(await response.read())
     assert (response.status, problem["type"]) == (400, "/problems/invalid-order-id")
@@ -114,17 +126,19 @@ DEEP = b"[" * 4000
         pytest.param(f"POST /orders/{DEMO_ORDER_ID}/images", b"Host: x", DEEP, id="deep list"),
     ],
 )
-async def test_what_cannot_be_read_is_the_callers_fault(
+async def test_undecodable_request_is_a_400(
     target: str, fields: bytes, body: bytes, start_service: StartService
 ) -> None:
-    """Bytes that are no text, hosts that are none and bodies without a bottom are a 400 with every safety header."""
+    """Undecodable bytes, invalid hosts and deeply nested bodies are a 400 with all security headers."""
     service = await start_service(
         webhook_secret=SecretStr("secret-of-the-webhook"), signing_keys=(SecretStr("s" * 32),)
     )
     host = b"" if fields.startswith(b"Host:") else b"Host: x\r\n"
-    head = target.encode("latin-1") + b" HTTP/1.1\r\n" + host + fields
-    answer = await _exchange(service, head + b"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
-    lines, _, problem = answer.partition(b"\r\n\r\n")
+    headers = target.encode("latin-1") + b" HTTP/1.1\r\n" + host + fields
+    response = await _exchange(
+        service, headers + b"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+    )
+    lines, _, problem = response.partition(b"\r\n\r\n")
     assert json.loads(problem)["status"] == 400
     assert b"Content-Type: application/problem+json" in lines
     for name in (b"Content-Security-Policy", b"X-Content-Type-Options", b"X-Frame-Options", b"Referrer-Policy"):
@@ -139,33 +153,33 @@ async def test_what_cannot_be_read_is_the_callers_fault(
         pytest.param(b"Content-Type: application/json", rb'{"key": "\ud800"}', 401, id="half a character"),
     ],
 )
-async def test_secrets_that_are_no_text_are_wrong_ones(
+async def test_undecodable_secret_is_a_wrong_one(
     fields: bytes, body: bytes, status: int, start_service: StartService
 ) -> None:
-    """Whatever a secret is made of, it opens nothing, and is no fault of the service."""
+    """An undecodable secret is rejected like any wrong one, without an error of the service."""
     service = await start_service(service_api_keys=(SecretStr("a-key-of-the-service"),))
     target = b"POST /session" if body else f"GET /orders/{DEMO_ORDER_ID}".encode()
-    head = target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body) + fields
-    answer = await _exchange(service, head + b"\r\n\r\n" + body)
-    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    headers = target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n" % len(body) + fields
+    response = await _exchange(service, headers + b"\r\n\r\n" + body)
+    assert response.startswith(b"HTTP/1.1 %d " % status)
 
 
 async def _exchange(service: str, sent: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", URL(service).port)
     writer.write(sent)
-    answer = await reader.read()
+    response = await reader.read()
     writer.close()
     await writer.wait_closed()
-    return answer
+    return response
 
 
 @pytest.mark.parametrize(
     "name", ["a\r\nX-Evil: 1", 'a"; filename=evil.exe; x="', "\x1b[31mred", "\u202efdp.exe", "a\x00b"]
 )
-async def test_tricks_in_order_names(
+async def test_hostile_order_names_are_escaped(
     name: str, service: str, client: aiohttp.ClientSession, sandbox: Sandbox, logged: io.StringIO
 ) -> None:
-    """An order's name adds no header, ends no parameter, and commands no terminal."""
+    """An order's name cannot inject a header, a header parameter or a terminal escape."""
     order = add_order(sandbox, [1000], name)
     async with client.get(images_url(service, order.order_id)) as response:
         await response.read()

@@ -367,7 +367,7 @@ async def get_thumbnail(world: World) -> None:
     await world.request("GET", await world.start(autoenhance_api_key=None) + path, 503)
     await invalid_keys(world, "GET", path)
     with world.monkeypatch.context() as full:
-        full.setattr("service.app.THUMBNAILS_WAITING", 0)
+        full.setattr("service.web.orders.context.MAX_THUMBNAILS", 0)
         await world.request("GET", await world.start() + path, 503)
 
 
@@ -389,7 +389,7 @@ async def rejected_receipts(world: World, service: str, ending: str) -> None:
 
 
 async def watch_download(world: World) -> None:
-    world.monkeypatch.setattr("service.web.downloads.receipts.APPEARANCE_SECONDS", 0.1)
+    world.monkeypatch.setattr("service.web.downloads.events.APPEARANCE_SECONDS", 0.1)
     service = await world.start(image_attempts=1)
     order = add_order(world.sandbox, [200_000, 500, 600])
     world.sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=404), origin="api")
@@ -410,7 +410,7 @@ async def watch_download(world: World) -> None:
     last = re.findall(r"^id: (\d+)$", text, re.MULTILINE)[-1]
     await world.request("GET", service + path, 204, headers={"Last-Event-ID": last})
     await rejected_receipts(world, service, "/events")
-    world.monkeypatch.setattr("service.app.MAX_EVENT_STREAMS", 0)
+    world.monkeypatch.setattr("service.web.downloads.context.MAX_EVENT_STREAMS", 0)
     await world.request("GET", await world.start() + path, 503)
 
 

@@ -1,4 +1,4 @@
-"""What operators and their machines ask: health, readiness, the port of its own, traces, statistics."""
+"""Operations endpoints: health, readiness, METRICS_PORT, traces, statistics."""
 
 import asyncio
 import io
@@ -18,7 +18,7 @@ from service.errors import SettingsError
 from service.monitoring.recent_errors import ERRORS_KEPT, MAX_DETAIL_CHARACTERS, RecentErrors
 from service.monitoring.tracing import Trace, outgoing_traceparent, read_traceparent, request_context
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
-from service.server.run import running
+from service.server.run import serving
 from service.settings import load_settings
 from service.upstream import health as upstream_health
 from service.upstream.health import FAILING_SECONDS, FAILURE_THRESHOLD, UpstreamHealth
@@ -32,12 +32,12 @@ TOKEN = "operators-only-7"
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 FAIL, SUCCEED = "fail", "succeed"
-# What deploy/kubernetes asks.
+# The probe in deploy/kubernetes.
 OF_THE_PROCESS = "/health/ready?upstream=ignore"
 
 
-async def answer(client: aiohttp.ClientSession, url: str, **headers: str) -> tuple[int, Any]:
-    """Return the status and the JSON of an answer."""
+async def get(client: aiohttp.ClientSession, url: str, **headers: str) -> tuple[int, Any]:
+    """Return status and JSON of a GET."""
     async with client.get(url, headers=headers) as response:
         return response.status, await response.json()
 
@@ -45,20 +45,20 @@ async def answer(client: aiohttp.ClientSession, url: str, **headers: str) -> tup
 # Health
 
 
-async def test_health(service: str, client: aiohttp.ClientSession) -> None:
-    """A service with a key is well, alive and ready."""
-    assert await answer(client, f"{service}/health") == (200, {"status": "ok", "api_key_configured": True})
-    assert await answer(client, f"{service}/health/live") == (200, {"status": "ok"})
-    assert await answer(client, f"{service}/health/ready") == (200, {"status": "ok", "reasons": []})
+async def test_configured_service_is_healthy_and_ready(service: str, client: aiohttp.ClientSession) -> None:
+    """A service with an API key is healthy, live and ready."""
+    assert await get(client, f"{service}/health") == (200, {"status": "ok", "api_key_configured": True})
+    assert await get(client, f"{service}/health/live") == (200, {"status": "ok"})
+    assert await get(client, f"{service}/health/ready") == (200, {"status": "ok", "reasons": []})
 
 
-async def test_health_without_a_key(start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """Without a key it lives, but takes no traffic."""
+async def test_service_without_api_key_is_unready(start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """Without an API key it is live but not ready."""
     service = await start_service(autoenhance_api_key=None)
-    assert await answer(client, f"{service}/health") == (200, {"status": "ok", "api_key_configured": False})
-    assert await answer(client, f"{service}/health/live") == (200, {"status": "ok"})
+    assert await get(client, f"{service}/health") == (200, {"status": "ok", "api_key_configured": False})
+    assert await get(client, f"{service}/health/live") == (200, {"status": "ok"})
     for path in ("/health/ready", OF_THE_PROCESS):
-        assert await answer(client, service + path) == (503, {"status": "unready", "reasons": ["no_api_key"]})
+        assert await get(client, service + path) == (503, {"status": "unready", "reasons": ["no_api_key"]})
 
 
 @pytest.mark.parametrize(
@@ -71,28 +71,28 @@ async def test_health_without_a_key(start_service: StartService, client: aiohttp
         ("upstream=ignore&x", "unknown-parameter"),
     ],
 )
-async def test_a_misspelt_readiness_is_refused(
+async def test_misspelt_readiness_probe_is_rejected(
     query: str, slug: str, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """A probe that says something else than is known is told so, rather than answered as if it had not."""
-    status, problem = await answer(client, f"{service}/health/ready?{query}")
+    """An unknown or invalid parameter of a probe is an error, rather than ignored."""
+    status, problem = await get(client, f"{service}/health/ready?{query}")
     assert (status, problem["type"]) == (400, f"/problems/{slug}")
 
 
-async def test_health_waits_for_nobody(
+async def test_health_responds_under_load(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """With the house full and the upstream silent, health and metrics are answered at once, and ask nothing."""
+    """At capacity and with a hanging upstream, health and metrics respond at once, without upstream requests."""
     service = await start_service(max_archives=1)
     order = add_order(sandbox, [1000])
     pause = sandbox.faults.pause(order.images[0].image_id, origin="api")
     downloading = asyncio.create_task(download(client, images_url(service, order.order_id)))
     await pause.reached.wait()
-    asked = len(sandbox.requests)
+    sent = len(sandbox.requests)
     for path in ("/health", "/health/live", "/health/ready", "/api/stats"):
-        assert (await answer(client, service + path))[0] == 200
+        assert (await get(client, service + path))[0] == 200
     assert (await scrape_after(client, service, archives=0))("batch_archives_in_progress") == 1
-    assert len(sandbox.requests) == asked
+    assert len(sandbox.requests) == sent
     pause.release()
     await downloading
 
@@ -105,7 +105,7 @@ async def test_health_waits_for_nobody(
         pytest.param([FAIL] * FAILURE_THRESHOLD, True, id="enough"),
         pytest.param([FAIL] * (2 * FAILURE_THRESHOLD), True, id="more"),
         pytest.param([FAIL] * FAILURE_THRESHOLD + [SUCCEED], False, id="closed by a success"),
-        pytest.param([FAIL] * FAILURE_THRESHOLD + [SUCCEED, FAIL], False, id="counted anew"),
+        pytest.param([FAIL] * FAILURE_THRESHOLD + [SUCCEED, FAIL], False, id="counted again"),
         pytest.param(([FAIL] * (FAILURE_THRESHOLD - 1) + [SUCCEED]) * 3, False, id="not in a row"),
         pytest.param([FAIL] * FAILURE_THRESHOLD + [FAILING_SECONDS - 1], True, id="still"),
         pytest.param([FAIL] * FAILURE_THRESHOLD + [FAILING_SECONDS], False, id="over"),
@@ -115,8 +115,8 @@ async def test_health_waits_for_nobody(
         pytest.param([FAIL] * FAILURE_THRESHOLD + [FAILING_SECONDS, FAIL], True, id="again by one more"),
     ],
 )
-def test_breaker(steps: Sequence[str | float], is_open: bool) -> None:  # noqa: FBT001
-    """Failures in a row open it; a success, or time without failures, closes it."""
+def test_upstream_health_follows_consecutive_failures(steps: Sequence[str | float], is_open: bool) -> None:  # noqa: FBT001
+    """Consecutive failures make it failing; a success, or time without failures, makes it healthy."""
     now = [1000.0]
     breaker = UpstreamHealth(lambda: now[0])
     for step in steps:
@@ -134,9 +134,9 @@ def test_breaker(steps: Sequence[str | float], is_open: bool) -> None:  # noqa: 
     [
         pytest.param(Fault(Kind.STATUS, status=503), True, id="503"),
         pytest.param(Fault(Kind.RESET), True, id="reset"),
-        pytest.param(Fault(Kind.STALL), True, id="silence"),
-        pytest.param(Fault(Kind.STATUS, status=404), False, id="404 is an answer"),
-        pytest.param(Fault(Kind.STATUS, status=429), False, id="429 is an answer"),
+        pytest.param(Fault(Kind.STALL), True, id="no response"),
+        pytest.param(Fault(Kind.STATUS, status=404), False, id="404 is a response"),
+        pytest.param(Fault(Kind.STATUS, status=429), False, id="429 is a response"),
     ],
 )
 async def test_readiness_follows_the_upstream(
@@ -147,9 +147,9 @@ async def test_readiness_follows_the_upstream(
     client: aiohttp.ClientSession,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Look-ups that fail one after another make the service unready; the first that does not, ready again."""
+    """Consecutive failed look-ups make the service unready; the first successful one makes it ready again."""
     monkeypatch.setattr(upstream_health, "FAILURE_THRESHOLD", 2)
-    # The deadline of the caller may be the shorter one.
+    # The first-byte deadline may be the shorter one.
     service = await start_service(image_attempts=1, image_timeout_seconds=60, first_byte_seconds=0.3)
     order = add_order(sandbox, [1000])
     sandbox.faults.order(order.order_id, [fault] * 2)
@@ -157,20 +157,20 @@ async def test_readiness_follows_the_upstream(
         async with client.get(images_url(service, order.order_id)) as response:
             assert response.status in {404, 502, 504}
     expected = (503, {"status": "unready", "reasons": ["upstream_failing"]})
-    found = await answer(client, f"{service}/health/ready")
+    found = await get(client, f"{service}/health/ready")
     assert (found == expected) is opens
-    assert await answer(client, service + OF_THE_PROCESS) == (200, {"status": "ok", "reasons": []})
+    assert await get(client, service + OF_THE_PROCESS) == (200, {"status": "ok", "reasons": []})
     scrape = await scrape_after(client, service, archives=2)
     assert scrape("batch_upstream_failing") == opens
     if fault.status != 429:  # which makes the next look-up wait longer than its deadline
         await download(client, images_url(service, order.order_id))
-        assert (await answer(client, f"{service}/health/ready"))[0] == 200
+        assert (await get(client, f"{service}/health/ready"))[0] == 200
 
 
-async def test_storage_does_not_open_the_breaker(
+async def test_storage_failures_do_not_affect_readiness(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What fails at the storage, or by our own refusal, says nothing of the API."""
+    """Failures of the storage, and URLs that our policy rejects, do not count against the API."""
     monkeypatch.setattr(upstream_health, "FAILURE_THRESHOLD", 1)
     service = await start_service(image_attempts=1)
     order = add_order(sandbox, [1000] * 2)
@@ -180,24 +180,24 @@ async def test_storage_does_not_open_the_breaker(
     )
     async with client.get(images_url(service, order.order_id)) as response:
         assert response.status == 422
-    assert (await answer(client, f"{service}/health/ready"))[0] == 200
+    assert (await get(client, f"{service}/health/ready"))[0] == 200
 
 
-# A port of its own
+# METRICS_PORT
 
 
-async def test_metrics_port(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
-    """METRICS_PORT serves metrics, which PORT does not then, and health, which both do; it closes with the service."""
+async def test_metrics_port_serves_health_and_metrics(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """METRICS_PORT serves metrics, which PORT then does not, and health, which both do; it closes with the service."""
     with capture_logs() as lines:
-        async with running(settings_for(sandbox, metrics_port=0)) as service:
+        async with serving(settings_for(sandbox, metrics_port=0)) as service:
             (ops,) = (line["url"] for line in lines if line["event"] == "service.metrics_started")
             assert ops != service
             await download(client, images_url(service, DEMO_ORDER_ID))
             scrape = await scrape_after(client, ops)
             assert scrape("batch_archives_total", outcome="complete") == 1
             for path in ("/health", "/health/live", "/health/ready"):
-                assert (await answer(client, ops + path))[0] == 200
-                assert (await answer(client, service + path))[0] == 200
+                assert (await get(client, ops + path))[0] == 200
+                assert (await get(client, service + path))[0] == 200
             for path in (f"/orders/{DEMO_ORDER_ID}/images", "/api/stats"):
                 async with client.get(ops + path) as response:
                     assert response.status == 404
@@ -208,24 +208,24 @@ async def test_metrics_port(sandbox: Sandbox, client: aiohttp.ClientSession) -> 
         await client.get(f"{ops}/metrics")
 
 
-async def test_metrics_port_is_not_there_unless_asked_for(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
-    """Without the setting there is one port, and it has the metrics."""
+async def test_metrics_are_on_port_without_metrics_port(sandbox: Sandbox, client: aiohttp.ClientSession) -> None:
+    """Without the setting there is one port, which serves the metrics."""
     with capture_logs() as lines:
-        async with running(settings_for(sandbox)) as service, client.get(f"{service}/metrics") as response:
+        async with serving(settings_for(sandbox)) as service, client.get(f"{service}/metrics") as response:
             assert response.status == 200
     assert "service.metrics_started" not in {line["event"] for line in lines}
 
 
-async def test_metrics_port_that_is_taken(sandbox: Sandbox, service: str) -> None:
-    """A port that cannot be had keeps the service from starting, and leaves nothing open."""
-    taken = URL(service).port
+async def test_metrics_port_in_use_fails_the_start(sandbox: Sandbox, service: str) -> None:
+    """A port in use fails the start, and leaves no port open."""
+    used_port = URL(service).port
     with pytest.raises(OSError, match="in use"):
-        async with running(settings_for(sandbox, metrics_port=taken)):
+        async with serving(settings_for(sandbox, metrics_port=used_port)):
             pass
 
 
 def test_metrics_port_differs_from_port() -> None:
-    """The same port twice is a mistake that is told at the start; 0 is any free one."""
+    """The same port twice is an error at the start; 0 is any free one."""
     with pytest.raises(SettingsError, match="METRICS_PORT"):
         load_settings(port=9000, metrics_port=9000)
     assert load_settings(port=0, metrics_port=0).metrics_port == 0
@@ -256,13 +256,13 @@ def test_metrics_port_differs_from_port() -> None:
         pytest.param([TRACEPARENT + "\n"], None, id="line feed"),
     ],
 )
-def test_traceparent(values: list[str], trace: Trace | None) -> None:
-    """Only one field of the standard's form names a trace (W3C Trace Context, section 3.2)."""
+def test_traceparent_is_parsed(values: list[str], trace: Trace | None) -> None:
+    """Exactly one valid header has a trace (W3C Trace Context, section 3.2)."""
     assert read_traceparent(values) == trace
 
 
-def test_onward_traceparent() -> None:
-    """What goes on has the same trace and flag, and a span of its own each time; it ends with its request."""
+def test_outgoing_traceparent_has_new_spans() -> None:
+    """Outgoing headers have the same trace and flag, and a new span each time, until the request ends."""
     assert outgoing_traceparent() is None
     with request_context("r", Trace(TRACE_ID, sampled=False)):
         spans = {outgoing_traceparent() for _ in range(5)}
@@ -271,10 +271,10 @@ def test_onward_traceparent() -> None:
     assert outgoing_traceparent() is None
 
 
-async def test_trace_goes_to_the_api_alone(
+async def test_trace_is_propagated_to_the_api_only(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession, logged: io.StringIO
 ) -> None:
-    """The API's requests carry the caller's trace with new spans, the storage's none; every line has the trace id."""
+    """Requests to the API carry the client's trace with new spans, those to the storage none; log lines have its id."""
     url = images_url(service, DEMO_ORDER_ID)
     async with client.get(url, headers={"traceparent": TRACEPARENT, "tracestate": "a=b"}) as response:
         await response.read()
@@ -291,12 +291,12 @@ async def test_trace_goes_to_the_api_alone(
 
 
 @pytest.mark.parametrize("given", [None, "00-nonsense", f"ff{TRACEPARENT[2:]}"])
-async def test_no_trace_is_made_up(
+async def test_request_without_a_trace_starts_none(
     given: str | None, sandbox: Sandbox, service: str, client: aiohttp.ClientSession, logged: io.StringIO
 ) -> None:
-    """Without a valid field there is no trace, neither upstream nor in the log."""
+    """Without a valid header there is no trace, neither upstream nor in the log."""
     headers = {} if given is None else {"traceparent": given}
-    # One connection, on which the request before had a trace.
+    # One connection, on which the previous request had a trace.
     async with client.get(f"{service}/health", headers={"traceparent": TRACEPARENT}):
         pass
     async with client.get(images_url(service, DEMO_ORDER_ID), headers=headers) as response:
@@ -310,14 +310,16 @@ async def test_no_trace_is_made_up(
 # Statistics
 
 
-async def test_stats(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """Anybody may see the counts, the bounds and what runs; no ids, no errors, nothing of the upstream's address."""
+async def test_stats_are_public_without_identifiers(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """Counters, limits and load are public; ids, errors and the upstream's address are not."""
     order = add_order(sandbox, [1000] * 3)
     sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=404), origin="api")
     async with client.get(images_url(service, order.order_id)) as response:
         data = await response.read()
     await scrape_after(client, service)
-    status, found = await answer(client, f"{service}/api/stats")
+    status, found = await get(client, f"{service}/api/stats")
     assert status == 200
     assert found.keys() == {"version", "uptime_seconds", "in_progress", "counters", "limits"}
     assert found["counters"] == {
@@ -357,19 +359,19 @@ async def test_stats(sandbox: Sandbox, service: str, client: aiohttp.ClientSessi
         pytest.param({"Cookie": f"batch_session={TOKEN}"}, False, id="as cookie"),
     ],
 )
-async def test_recent_errors_are_for_the_operator(
+async def test_recent_errors_require_admin(
     headers: dict[str, str],
     seen: bool,  # noqa: FBT001
     sandbox: Sandbox,
     start_service: StartService,
     client: aiohttp.ClientSession,
 ) -> None:
-    """With the token there is a list of recent errors; without it the answer does not say that there is one."""
+    """With the admin token there is a list of recent errors; without it the response does not mention one."""
     service = await start_service(admin_token=SecretStr(TOKEN), image_attempts=1)
     sandbox.faults.order(DEMO_ORDER_ID, [Fault(Kind.STATUS, status=500)])
     async with client.get(images_url(service, DEMO_ORDER_ID), headers={"X-Request-ID": "call-9"}) as response:
         assert response.status == 502
-    status, found = await answer(client, f"{service}/api/stats", **headers)
+    status, found = await get(client, f"{service}/api/stats", **headers)
     assert status == 200
     assert ("recent_errors" in found) is seen
     if seen:
@@ -379,8 +381,8 @@ async def test_recent_errors_are_for_the_operator(
         assert error["time"].endswith("+00:00")
 
 
-def test_recent_errors_are_bounded_and_clean() -> None:
-    """The newest come first, the oldest are forgotten, long ones are cut, and each is cleaned before that."""
+def test_recent_errors_are_bounded_and_redacted() -> None:
+    """The newest come first, the oldest are dropped, and each is redacted, then cut."""
     errors = RecentErrors(lambda text: text.replace("hush", "[secret]"))
     for number in range(ERRORS_KEPT + 10):
         errors.note("request.failed", f"{number} hush", "r")
@@ -391,11 +393,11 @@ def test_recent_errors_are_bounded_and_clean() -> None:
     assert found[1]["detail"] == f"{ERRORS_KEPT + 9} [secret]"
 
 
-# Judged by Prometheus's own tool
+# Checked by Prometheus's own tool
 
 
-async def test_promtool(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """Prometheus's own checker has nothing to say about a scrape."""
+async def test_promtool_accepts_the_metrics(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """``promtool check metrics`` reports nothing for a scrape."""
     if shutil.which("promtool") is None:
         if os.environ.get("CI"):
             pytest.fail("promtool is not installed")

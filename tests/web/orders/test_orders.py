@@ -1,4 +1,4 @@
-"""``GET /orders/{id}``: what a download would hold and cost, without touching an image."""
+"""``GET /orders/{id}``: the summary of an order, without fetching an image."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ async def look(client: aiohttp.ClientSession, service: str, order_id: str, query
         return response.status, await response.json()
 
 
-async def test_the_names_are_those_of_the_archive(service: str, client: aiohttp.ClientSession) -> None:
-    """A look at the order tells the entries that a download then has."""
+async def test_summary_has_the_entry_names_of_the_archive(service: str, client: aiohttp.ClientSession) -> None:
+    """The summary lists the entries that a download then has."""
     status, found = await look(client, service, DEMO_ORDER_ID)
     assert (status, found["status"], found["counts"]["ready"]) == (200, "ready", 14)
     files = await download(client, images_url(service, DEMO_ORDER_ID))
@@ -26,8 +26,8 @@ async def test_the_names_are_those_of_the_archive(service: str, client: aiohttp.
     assert found["download"] == f"/orders/{DEMO_ORDER_ID}/images"
 
 
-async def test_what_is_not_ready_says_why(service: str, client: aiohttp.ClientSession) -> None:
-    """Each image that a download would lack has the reason that its report would give."""
+async def test_summary_has_the_reason_of_each_missing_image(service: str, client: aiohttp.ClientSession) -> None:
+    """Each image that a download would lack has the reason that its report would state."""
     _, found = await look(client, service, PARTIAL_ORDER_ID)
     files = await download(client, images_url(service, PARTIAL_ORDER_ID, "?manifest=always"))
     assert found["counts"] == {"total": 7, "ready": 3, "not_ready": 2, "failed": 1, "expired": 1}
@@ -40,15 +40,17 @@ async def test_what_is_not_ready_says_why(service: str, client: aiohttp.ClientSe
     ("order_id", "expected"),
     [(EMPTY_ORDER_ID, "empty"), (MERGING_ORDER_ID, "busy"), (PARTIAL_ORDER_ID, "busy"), (DEMO_ORDER_ID, "ready")],
 )
-async def test_status(order_id: str, expected: str, service: str, client: aiohttp.ClientSession) -> None:
-    """An order without images is an answer here, not a problem: a page shows it and looks again."""
+async def test_order_without_images_is_not_a_problem(
+    order_id: str, expected: str, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An order without images is a 200 here: a page shows it and polls."""
     status, found = await look(client, service, order_id)
     assert (status, found["status"]) == (200, expected)
 
 
 @pytest.mark.timeout(30)  # minutes, were all marks sorted
-async def test_long_names(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """Of a name that is longer than any, no more than 1,000 characters are shown, and an entry gets a short one."""
+async def test_long_names_are_cut(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Overlong names are cut to 1,000 characters, and entry names are short."""
     name = "a" + "\u0301\u0323" * 100_000
     order = sandbox.add_order([SandboxImage(name, body=jpeg(500))], name=name)
     status, found = await look(client, service, order.order_id)
@@ -56,8 +58,8 @@ async def test_long_names(sandbox: Sandbox, service: str, client: aiohttp.Client
     assert list(await download(client, images_url(service, order.order_id))) == [found["images"][0]["entry"]]
 
 
-async def test_finished_orders(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """With failed images and nothing to come an order is partial; with nothing else, failed."""
+async def test_status_of_finished_orders(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """A finished order with some failed images is partial; with only failed ones, failed."""
     bad = SandboxImage("b.jpg", status="error", status_reason="too dark")
     mixed = sandbox.add_order([SandboxImage("a.jpg"), bad])
     lost = sandbox.add_order([SandboxImage("c.jpg", status="expired")])
@@ -65,8 +67,10 @@ async def test_finished_orders(sandbox: Sandbox, service: str, client: aiohttp.C
     assert (await look(client, service, lost.order_id))[1]["status"] == "failed"
 
 
-async def test_credits(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """What full quality would cost is told without buying; what was bought once is not counted again."""
+async def test_summary_has_the_credits_of_full_quality(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """The summary has the cost of full quality without buying; images bought before cost nothing."""
     order = sandbox.add_order([SandboxImage("a.jpg"), SandboxImage("b.jpg")])
     query = "?preview=false"
     _, found = await look(client, service, order.order_id)
@@ -89,13 +93,15 @@ async def test_credits(sandbox: Sandbox, service: str, client: aiohttp.ClientSes
         pytest.param("00000000-0000-4000-8000-000000000000", 404, "order-not-found", id="unknown"),
     ],
 )
-async def test_refusals(path: str, status: int, slug: str, service: str, client: aiohttp.ClientSession) -> None:
-    """What a download would refuse is refused here too."""
+async def test_invalid_requests_are_rejected(
+    path: str, status: int, slug: str, service: str, client: aiohttp.ClientSession
+) -> None:
+    """Requests that a download rejects are rejected here too."""
     found, problem = await look(client, service, path)
     assert (found, problem["type"]) == (status, f"/problems/{slug}")
 
 
-async def test_a_key_is_needed(start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """Orders are shown to who may download them."""
-    service = await start_service(service_api_keys=(SecretStr("a-key-for-callers"),))
+async def test_summary_requires_a_key(start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """With SERVICE_API_KEYS a summary requires a key."""
+    service = await start_service(service_api_keys=(SecretStr("a-key-for-clients"),))
     assert (await look(client, service, DEMO_ORDER_ID))[0] == 401

@@ -1,4 +1,4 @@
-"""The files behind ``/docs``: those that were reviewed, all in the package, under a policy without exceptions."""
+"""``/docs``: vendored files match their checksums, are packaged, and have a strict Content-Security-Policy."""
 
 import hashlib
 import re
@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[3]
 VENDOR = VENDORED.parent
 
 
-def test_vendored_files_are_what_they_are_said_to_be() -> None:
-    """README beside them lists every file with its SHA-256, and the folder; each folder has its licence."""
+def test_vendored_files_match_their_checksums() -> None:
+    """The README beside them lists every folder, and every file with its SHA-256; each folder has its licence."""
     readme = (VENDOR / "README.md").read_text(encoding="utf-8")
     listed = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (\S+)$", readme, re.MULTILINE)}
     there = {
@@ -32,14 +32,14 @@ def test_vendored_files_are_what_they_are_said_to_be() -> None:
         assert f"{folder}/LICENSE" in there
 
 
-def test_names_tell_the_version() -> None:
-    """What may be kept for ever has the version in its address: another one never has the same."""
+def test_cached_assets_have_a_version_in_their_url() -> None:
+    """Assets that browsers cache indefinitely have the version in their URL: an update has another URL."""
     version = VENDORED.name.removeprefix("swagger-ui")
     assert all(version in name for name, path in ASSETS.items() if VENDORED in path.parents)
 
 
-def test_the_wheel_has_the_pages(tmp_path: Path) -> None:
-    """What is built has every file below ``static``, licences too."""
+def test_wheel_contains_the_static_files(tmp_path: Path) -> None:
+    """The wheel contains every file below ``static``, licences included."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -49,8 +49,8 @@ def test_the_wheel_has_the_pages(tmp_path: Path) -> None:
     assert {path.relative_to(ROOT).as_posix() for path in static.rglob("*") if path.is_file()} <= names
 
 
-async def test_headers_of_the_page(service: str, client: aiohttp.ClientSession) -> None:
-    """The page has a policy of its own, without exceptions; what has a version is kept, the rest asked for again."""
+async def test_page_has_policy_and_cache_headers(service: str, client: aiohttp.ClientSession) -> None:
+    """The page has its own policy, without exceptions; versioned assets are cached, the others revalidated."""
     assert "unsafe" not in DOCS_POLICY
     async with client.get(f"{service}/docs") as response:
         assert (response.status, response.content_type) == (200, "text/html")
@@ -64,8 +64,8 @@ async def test_headers_of_the_page(service: str, client: aiohttp.ClientSession) 
             assert lasting == ("swagger-ui" in address)
 
 
-async def test_the_page_needs_no_key(start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """The reference is open like health: it tells nothing of this service's settings."""
+async def test_reference_is_public(start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """The reference requires no key, like health: it reveals nothing of this service's settings."""
     locked = await start_service(service_api_keys=(SecretStr("a-key-of-the-service"),))
     bodies = []
     for service in (locked, await start_service(allow_full_quality=False)):

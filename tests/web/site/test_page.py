@@ -1,6 +1,5 @@
-"""``GET /`` and what belongs to it, as a browser asks for it; how it looks and works is judged in ``tests/browser``."""
+"""``GET /`` and its files over HTTP; ``tests/browser`` tests how the page looks and works."""
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -9,24 +8,22 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from pydantic import SecretStr
 from yarl import URL
 
 from service.archive.parameters import PARAMETERS
 from service.errors import concrete_errors
 from service.model import Reason
-from service.sandbox import DEMO_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
-from service.web.orders.thumbnails import MAX_THUMBNAIL_BYTES, MAX_WIDTH_PIXELS, THUMBNAILS_IN_FLIGHT
+from service.sandbox import Sandbox
 from service.web.site.page import STATIC
-from service.web.uploads.create_order import CHOICES
-from tests.archives import add_order, entries, images_url, jpeg
+from service.web.uploads.create_order import ENHANCEMENT_OPTIONS
+from tests.archives import add_order, entries, images_url
 from tests.conftest import StartService
 
 ROOT = Path(__file__).parents[3]
 
 
-async def test_the_page_runs_nothing_from_outside(service: str, client: aiohttp.ClientSession) -> None:
-    """The page allows its own files only, and holds no script, style or handler of its own."""
+async def test_page_allows_only_its_own_files(service: str, client: aiohttp.ClientSession) -> None:
+    """The policy allows the page's own files only, and the page has no inline script, style or handler."""
     async with client.get(service) as response:
         assert response.status == 200
         assert response.content_type == "text/html"
@@ -39,8 +36,8 @@ async def test_the_page_runs_nothing_from_outside(service: str, client: aiohttp.
 
 
 @pytest.mark.parametrize("path", sorted(path.name for path in STATIC.iterdir() if path.is_file()))
-async def test_files_are_asked_for_again(path: str, service: str, client: aiohttp.ClientSession) -> None:
-    """A browser may keep each file, and learns by its tag that it is still the same."""
+async def test_files_are_revalidated(path: str, service: str, client: aiohttp.ClientSession) -> None:
+    """A browser may cache each file, and revalidates it by its ETag."""
     async with client.get(f"{service}/static/{path}") as response:
         assert (response.status, response.headers["Cache-Control"]) == (200, "no-cache")
         assert await response.read() == (STATIC / path).read_bytes()
@@ -50,23 +47,23 @@ async def test_files_are_asked_for_again(path: str, service: str, client: aiohtt
 
 
 @pytest.mark.parametrize("path", ["../app.py", "%2e%2e/page.py", "..%2fpage.py", "/etc/passwd", "", "no.js"])
-async def test_nothing_else_is_served(path: str, service: str, client: aiohttp.ClientSession) -> None:
-    """What is not a file of the page is not found."""
+async def test_other_paths_are_not_found(path: str, service: str, client: aiohttp.ClientSession) -> None:
+    """A path that is not a file of the page is a 404."""
     url = URL(f"{service}/static/{path}", encoded=True)
     async with client.get(url) as response:
         assert response.status in {403, 404}
         assert response.content_type == "application/problem+json"
 
 
-def test_the_page_knows_every_problem() -> None:
-    """For each problem type the page says what to do."""
+def test_page_has_advice_for_every_problem() -> None:
+    """The page has advice for each problem type."""
     text = (STATIC / "problems.js").read_text(encoding="utf-8")
     advice = re.findall(r'^  "?([a-z-]+)"?: "', text, re.MULTILINE)
     assert sorted(advice) == sorted(error.slug for error in concrete_errors())
 
 
-def test_the_page_has_every_parameter() -> None:
-    """Whatever can be asked of a download can be chosen on the page, or is decided there for the visitor."""
+def test_page_has_every_parameter() -> None:
+    """Every parameter of a download has an input on the page, or is set by the page."""
     names = set(re.findall(r' name="([a-z_]+)"', (STATIC / "index.html").read_text(encoding="utf-8")))
     decided = {"wait", "only", "max_credits", "archive_id"}
     assert set(PARAMETERS) - names == decided
@@ -76,19 +73,19 @@ def test_the_page_has_every_parameter() -> None:
     assert decided <= set(re.findall(r'"([a-z_]+)"', options))
 
 
-def test_the_page_has_every_choice_of_an_enhancement() -> None:
-    """What can be said of new photos is what the service takes, field by field and value by value."""
+def test_page_has_every_enhancement_option() -> None:
+    """The upload form has the options that the service accepts, field by field and value by value."""
     text = (STATIC / "enhancement.js").read_text(encoding="utf-8")
     fields = dict(re.findall(r'^  ([a-z_]+): \["[^"]+", (.+)\],$', text, re.MULTILINE))
     found = {
         name: {"true", "false"} if words == "YES_OR_NO" else set(re.findall(r"(\w+): \"", words))
         for name, words in fields.items()
     }
-    assert found == {name: set(values) for name, values in CHOICES.items()}
+    assert found == {name: set(values) for name, values in ENHANCEMENT_OPTIONS.items()}
 
 
-async def test_facts(service: str, start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """The page learns whether there is a key, what bounds an upload, and the words for each reason."""
+async def test_page_config(service: str, start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """The page's configuration has whether there is an API key, the upload limits, and the text of each reason."""
     keyless = await start_service(autoenhance_api_key=None, max_upload_files=7)
     async with client.get(f"{service}/api/page") as response:
         facts = await response.json()
@@ -100,86 +97,20 @@ async def test_facts(service: str, start_service: StartService, client: aiohttp.
     assert (facts["api_key_configured"], facts["max_upload_files"]) == (False, 7)
 
 
-def preview_url(service: str, image_id: str) -> str:
-    return f"{service}/images/{image_id}/preview"
-
-
-async def test_a_preview(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """A preview is a small free picture that the browser may keep for itself."""
-    image_id = f"{DEMO_ORDER_ID[:9]}d0e0-4001-8000-000000000001"
-    async with client.get(preview_url(service, image_id)) as response:
-        assert (response.status, response.content_type) == (200, "image/jpeg")
-        assert response.headers["Cache-Control"].startswith("private, max-age=")
-        assert await response.read() == sandbox.body(image_id, max_width=MAX_WIDTH_PIXELS)
-    asked = [record.query for record in sandbox.requests_for(image_id, "api")]
-    assert asked == [{"preview": "true", "format": "jpeg", "max_width": str(MAX_WIDTH_PIXELS)}]
-    assert sandbox.credits_spent == 0
-
-
-async def test_previews_need_a_key_too(start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """Who may not download sees no pictures either."""
-    service = await start_service(service_api_keys=(SecretStr("key-of-a-customer-0001"),))
-    async with client.get(preview_url(service, "x")) as response:
-        assert (response.status, (await response.json())["type"]) == (401, "/problems/authentication-required")
-
-
-async def test_a_preview_that_cannot_be_had(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """What is no picture, not ready, or too large is a problem with its reason."""
-    large = sandbox.add_order([SandboxImage("0.jpg", body=jpeg(MAX_THUMBNAIL_BYTES + 1), content_type="image/jpeg")])
-    html = add_order(sandbox, [1000])
-    sandbox.faults.always(html.images[0].image_id, Fault(Kind.STATUS, status=404), origin="api")
-    not_ready = f"{PARTIAL_ORDER_ID[:9]}9a47-4001-8000-000000000002"
-    found = []
-    for image_id in (large.images[0].image_id, html.images[0].image_id, not_ready):
-        async with client.get(preview_url(service, image_id)) as response:
-            problem = await response.json()
-            found.append((response.status, problem["type"], problem["reason"]))
-    assert found == [
-        (502, "/problems/thumbnail-unavailable", reason) for reason in ("rejected", "not_found", "not_found")
-    ]
-
-
-@pytest.mark.parametrize("image_id", ["%2e%2e", "a%2fb", "a.b", "x" * 65, "%00"])
-async def test_what_is_no_image_id(
-    image_id: str, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
-) -> None:
-    """Nothing that could lead elsewhere reaches the upstream."""
-    async with client.get(URL(preview_url(service, image_id), encoded=True)) as response:
-        assert response.status == 404
-    assert sandbox.requests == []
-
-
-async def test_previews_are_bounded(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """However many pictures a page asks for, a few are fetched at a time, and all of them come."""
-    order = add_order(sandbox, [20_000] * 20)
-    gates = [sandbox.faults.pause(image.image_id) for image in order.images]
-
-    async def fetch(image_id: str) -> int:
-        async with client.get(preview_url(service, image_id)) as response:
-            return len(await response.read())
-
-    fetching = asyncio.gather(*(fetch(image.image_id) for image in order.images))
-    await sandbox.wait_until(lambda: sandbox.active_requests == THUMBNAILS_IN_FLIGHT)
-    assert len(sandbox.requests) == 3 * THUMBNAILS_IN_FLIGHT
-    for gate in gates:
-        gate.release()
-    assert await fetching == [20_000] * 20
-
-
-async def test_a_form_asks_for_images(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """A list of images too long for an address may come as a form's fields, as a page sends it."""
+async def test_form_selects_images(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """A list of images too long for a URL may be sent as a form's fields, as the page does."""
     order = add_order(sandbox, [1000, 2000, 3000])
     fields = [("only", image.image_id) for image in order.images[1:]]
     async with client.post(images_url(service, order.order_id), data=aiohttp.FormData(fields)) as response:
         assert response.status == 200
         assert list(entries(await response.read())) == ["1.jpg", "2.jpg"]
-        # A frame of the page may take it; browsers judge that before they save it.
+        # A frame of the page may load it; browsers check that before they save it.
         assert response.headers["X-Frame-Options"] == "SAMEORIGIN"
         assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'self'"
 
 
-def test_the_package_has_the_page(tmp_path: Path) -> None:
-    """Who installs the wheel gets every file of the page."""
+def test_wheel_contains_the_page(tmp_path: Path) -> None:
+    """The wheel contains every file of the page."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=60)
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,4 +1,4 @@
-"""Photos in, an order out: what arrives is enhanced, what cannot be taken is said, and nothing is left behind."""
+"""Uploads: photos become an order, rejected files are listed with a reason, and no temporary file remains."""
 
 import asyncio
 import tempfile
@@ -18,12 +18,12 @@ from tests.conftest import StartService
 
 ADMIN = "token-of-the-operator"
 AS_ADMIN = {"X-Admin-Token": ADMIN}
-Answer = tuple[int, dict[str, Any]]
+Response = tuple[int, dict[str, Any]]
 
 
 @pytest.fixture
 async def creating(start_service: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of a service with an operator, whose temporary files are in ``tmp_path``."""
+    """The URL of a service with an admin token, whose temporary files are in ``tmp_path``."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return await start_service(
         admin_token=SecretStr(ADMIN), max_upload_files=5, max_upload_bytes=300_000, image_attempts=2
@@ -42,33 +42,33 @@ def form(*files: tuple[str, bytes], **fields: str) -> aiohttp.FormData:
 
 async def post(
     client: aiohttp.ClientSession, service: str, data: Any = None, path: str = "create-order", **headers: str
-) -> Answer:
-    """Send something in as the operator."""
+) -> Response:
+    """Send an upload as admin; return status and document."""
     async with client.post(f"{service}/api/{path}", data=data, headers={**AS_ADMIN, **headers}) as response:
         return response.status, await response.json()
 
 
-def outcomes(answer: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """Return each file's name and the reason why it is not there."""
-    return [(one["file"], one["reason"]) for one in answer.get("images", answer.get("failures", []))]
+def outcomes(document: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Return each file's name, and the reason if it failed."""
+    return [(one["file"], one["reason"]) for one in document.get("images", document.get("failures", []))]
 
 
 def spooled(folder: Path) -> list[Path]:
-    """Return the temporary files of uploads."""
+    """Return the temporary files of uploads in a folder."""
     return list(folder.glob("upload-*"))
 
 
-async def test_photos_become_an_order(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
-    """What is sent in byte for byte is put to the storage, and comes back enhanced, under its names."""
+async def test_upload_creates_an_order(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """Photos are put to the storage byte for byte, and are downloaded enhanced, under their names."""
     photos = [("hall.jpg", jpeg(200_000, 1)), ("a b/../küche.jpg", jpeg(90_000, 2)), ("hall.jpg", jpeg(1000, 3))]
-    status, answer = await post(
+    status, document = await post(
         client, creating, form(*photos, name="12 High Street", enhance_type="warm", sky_replacement="true")
     )
     assert status == 201
-    assert (answer["name"], answer["uploaded"], answer["failed"]) == ("12 High Street", 3, 0)
-    assert outcomes(answer) == [("hall.jpg", None), ("küche.jpg", None), ("hall.jpg", None)]
-    order = sandbox.orders[answer["order_id"]]
-    assert [image.image_id for image in order.images] == [one["image_id"] for one in answer["images"]]
+    assert (document["name"], document["uploaded"], document["failed"]) == ("12 High Street", 3, 0)
+    assert outcomes(document) == [("hall.jpg", None), ("küche.jpg", None), ("hall.jpg", None)]
+    order = sandbox.orders[document["order_id"]]
+    assert [image.image_id for image in order.images] == [one["image_id"] for one in document["images"]]
     for image, (_, content) in zip(order.images, photos, strict=True):
         assert image.upload is not None
         assert image.upload.read_bytes() == content
@@ -78,19 +78,19 @@ async def test_photos_become_an_order(sandbox: Sandbox, creating: str, client: a
     assert all("x-api-key" not in {name.lower() for name in one.headers} for one in puts)
 
 
-async def test_samples_are_enhanced_and_downloaded(
-    sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
-) -> None:
-    """The bundled photos make an order that can be downloaded as soon as it is processed."""
-    status, answer = await post(client, creating, path="create-sample-order")
-    assert (status, answer["uploaded"], answer["failed"]) == (201, 3, 0)
-    for image in sandbox.orders[answer["order_id"]].images:
+async def test_sample_order_can_be_downloaded(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """The bundled photos become an order that can be downloaded when it is processed."""
+    status, document = await post(client, creating, path="create-sample-order")
+    assert (status, document["uploaded"], document["failed"]) == (201, 3, 0)
+    for image in sandbox.orders[document["order_id"]].images:
         image.status = "processed"
-    files = await download(client, images_url(creating, answer["order_id"]))
+    files = await download(client, images_url(creating, document["order_id"]))
     assert sorted(files) == ["garden.jpg", "kitchen.jpg", "living-room.jpg"]
 
 
-async def test_what_cannot_be_taken_is_said(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+async def test_rejected_files_are_listed_with_a_reason(
+    sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
+) -> None:
     """Each file that is not a photo of allowed size is listed with its reason; the others are in the order."""
     files = [
         ("empty.jpg", b""),
@@ -100,9 +100,9 @@ async def test_what_cannot_be_taken_is_said(sandbox: Sandbox, creating: str, cli
         ("good.jpg", jpeg(1000, 3)),
         ("sixth.jpg", jpeg(1000, 4)),
     ]
-    status, answer = await post(client, creating, form(*files))
-    assert (status, answer["uploaded"], answer["failed"]) == (201, 2, 4)
-    assert outcomes(answer) == [
+    status, document = await post(client, creating, form(*files))
+    assert (status, document["uploaded"], document["failed"]) == (201, 2, 4)
+    assert outcomes(document) == [
         ("empty.jpg", "empty"),
         ("page.jpg", "not_a_photo"),
         ("huge.jpg", "too_large"),
@@ -110,15 +110,15 @@ async def test_what_cannot_be_taken_is_said(sandbox: Sandbox, creating: str, cli
         ("good.jpg", None),
         ("sixth.jpg", "too_many"),
     ]
-    assert len(sandbox.orders[answer["order_id"]].images) == 2
+    assert len(sandbox.orders[document["order_id"]].images) == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
 @pytest.mark.parametrize("size", [1000, 100_000], ids=["at the flush", "at a write"])
-async def test_a_full_disk_is_said(
+async def test_full_disk_is_reported(
     size: int, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that finds no room is reported, like one that finds no folder; what was taken before stays and is told."""
+    """A file without disk space, or without a folder, is reported; files uploaded before remain and are listed."""
     real = tempfile.NamedTemporaryFile
     made = []
 
@@ -130,18 +130,20 @@ async def test_a_full_disk_is_said(
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full_at_the_second)
     files = [(f"{n}.jpg", jpeg(size, n)) for n in range(4)]
-    status, answer = await post(client, creating, form(*files))
-    assert (status, answer["uploaded"], answer["failed"]) == (201, 2, 2)
-    assert outcomes(answer) == [("0.jpg", None), ("1.jpg", "no_room"), ("2.jpg", "no_room"), ("3.jpg", None)]
-    assert len(sandbox.orders[answer["order_id"]].images) == 2
+    status, document = await post(client, creating, form(*files))
+    assert (status, document["uploaded"], document["failed"]) == (201, 2, 2)
+    assert outcomes(document) == [("0.jpg", None), ("1.jpg", "no_room"), ("2.jpg", "no_room"), ("3.jpg", None)]
+    assert len(sandbox.orders[document["order_id"]].images) == 2
 
 
-async def test_nothing_worth_an_order(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
-    """If no file can be taken, no order is created, and the answer lists why."""
+async def test_upload_without_a_valid_file_creates_no_order(
+    sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
+) -> None:
+    """Without a valid file no order is created, and the response lists the reasons."""
     before = set(sandbox.orders)
-    status, answer = await post(client, creating, form(("a.jpg", b""), ("b.jpg", b"nonsense")))
-    assert (status, answer["type"]) == (422, "/problems/no-files-uploaded")
-    assert outcomes(answer) == [("a.jpg", "empty"), ("b.jpg", "not_a_photo")]
+    status, document = await post(client, creating, form(("a.jpg", b""), ("b.jpg", b"nonsense")))
+    assert (status, document["type"]) == (422, "/problems/no-files-uploaded")
+    assert outcomes(document) == [("a.jpg", "empty"), ("b.jpg", "not_a_photo")]
     assert set(sandbox.orders) == before
 
 
@@ -153,25 +155,25 @@ async def test_nothing_worth_an_order(sandbox: Sandbox, creating: str, client: a
         pytest.param(Fault(Kind.STATUS, status=429), id="429"),
     ],
 )
-async def test_puts_that_break_are_made_again(
+async def test_failed_puts_are_retried(
     fault: Fault, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
 ) -> None:
-    """A put that fails for the moment is made once more, with the whole file."""
+    """A temporarily failed PUT is retried with the whole file."""
     sandbox.faults.random(1.0, [fault], origin="upload", max_per_image=1)
-    status, answer = await post(client, creating, form(("a.jpg", jpeg(150_000, 1)), ("b.jpg", jpeg(1000, 2))))
-    assert (status, answer["failed"]) == (201, 0)
-    uploads = [image.upload for image in sandbox.orders[answer["order_id"]].images]
+    status, document = await post(client, creating, form(("a.jpg", jpeg(150_000, 1)), ("b.jpg", jpeg(1000, 2))))
+    assert (status, document["failed"]) == (201, 0)
+    uploads = [image.upload for image in sandbox.orders[document["order_id"]].images]
     assert [upload.read_bytes() for upload in uploads if upload] == [jpeg(150_000, 1), jpeg(1000, 2)]
     assert sum(sandbox.faults.injected.values()) == 2
 
 
-async def test_puts_that_are_refused(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
-    """What the storage refuses for good is not tried again; the answer names the order that was created for it."""
+async def test_rejected_puts_are_not_retried(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """A PUT that the storage rejects permanently is not retried; the response has the id of the created order."""
     sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=403), origin="upload")
-    status, answer = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
-    assert (status, answer["type"]) == (422, "/problems/no-files-uploaded")
-    assert outcomes(answer) == [("a.jpg", "unauthorized")]
-    assert answer["order_id"] in sandbox.orders
+    status, document = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
+    assert (status, document["type"]) == (422, "/problems/no-files-uploaded")
+    assert outcomes(document) == [("a.jpg", "unauthorized")]
+    assert document["order_id"] in sandbox.orders
     assert len([one for one in sandbox.requests if one.origin == "storage"]) == 1
 
 
@@ -188,23 +190,25 @@ async def test_puts_that_are_refused(sandbox: Sandbox, creating: str, client: ai
         pytest.param("{storage}/a?content-type=%ff%c3%a4", "upstream_error", id="type that is no text"),
     ],
 )
-async def test_addresses_that_no_file_is_put_to(
+async def test_invalid_upload_urls_are_rejected(
     address: str, reason: str, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Whatever the API says where a file goes, it goes to a clear address, or is reported as not uploaded."""
+    """A file is put only to an upload URL that the URL policy allows; otherwise it is reported as failed."""
     monkeypatch.setattr(Uploads, "_signed_url", lambda *_: address.replace("{storage}", sandbox.storage_origin))
-    status, answer = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
-    assert (status, outcomes(answer)) == (422, [("a.jpg", reason)])
+    status, document = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
+    assert (status, outcomes(document)) == (422, [("a.jpg", reason)])
     assert [one for one in sandbox.requests if one.origin == "storage"] == []
 
 
-async def test_the_same_name_too_often(start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """The API's limit for one file name is reported for the photos that meet it."""
+async def test_repeated_file_name_reaches_the_apis_limit(
+    start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """The API's limit for one file name is reported for the photos that exceed it."""
     service = await start_service(admin_token=SecretStr(ADMIN), image_attempts=1)
-    status, answer = await post(client, service, form(*[("same.jpg", jpeg(1000, n)) for n in range(31)]))
-    assert (status, answer["uploaded"], answer["failed"]) == (201, 30, 1)
-    assert outcomes(answer)[30] == ("same.jpg", "rate_limited")
+    status, document = await post(client, service, form(*[("same.jpg", jpeg(1000, n)) for n in range(31)]))
+    assert (status, document["uploaded"], document["failed"]) == (201, 30, 1)
+    assert outcomes(document)[30] == ("same.jpg", "rate_limited")
 
 
 @pytest.mark.parametrize(
@@ -225,14 +229,14 @@ async def test_the_same_name_too_often(start_service: StartService, client: aioh
             {"Content-Type": "multipart/form-data; boundary=b"},
             400,
             "invalid-body",
-            id="long part head",
+            id="long part headers",
         ),
         pytest.param(
             b"--b\r\n" + b"A: b\r\n" * 1000 + b"\r\nx\r\n--b--\r\n",
             {"Content-Type": "multipart/form-data; boundary=b"},
             400,
             "invalid-body",
-            id="many part heads",
+            id="many part headers",
         ),
         pytest.param(
             b'--b\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\n\xff\r\n--b--\r\n',
@@ -250,48 +254,48 @@ async def test_the_same_name_too_often(start_service: StartService, client: aioh
         ),
     ],
 )
-async def test_requests_that_are_no_upload(
+async def test_invalid_forms_are_rejected(
     data: Any, headers: dict[str, str], status: int, slug: str, creating: str, client: aiohttp.ClientSession
 ) -> None:
-    """What cannot be read as an upload is refused, and the problem says why."""
+    """A request that is not a valid upload is rejected with a problem."""
     if isinstance(data, aiohttp.FormData):
-        data = data()  # a fresh body: parameters are made once
-    found, answer = await post(client, creating, data, **headers)
-    assert (found, answer["type"]) == (status, f"/problems/{slug}")
+        data = data()  # a new body: parameters are created once
+    found, document = await post(client, creating, data, **headers)
+    assert (found, document["type"]) == (status, f"/problems/{slug}")
 
 
-async def test_a_body_that_ends_early_tells_what_was_taken(
+async def test_truncated_body_lists_the_uploaded_files(
     sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
 ) -> None:
-    """What had been uploaded before the body broke is in the answer, with its order."""
+    """Files uploaded before the body ended early are in the response, with their order."""
     part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1) + b"\r\n"
     field = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nlate\r\n--b--\r\n'
-    status, answer = await post(client, creating, part + field, **{"Content-Type": "multipart/form-data; boundary=b"})
-    assert (status, answer["type"]) == (400, "/problems/invalid-body")
-    assert outcomes(answer) == [("a.jpg", None)]
-    assert answer["order_id"] in sandbox.orders
+    status, document = await post(client, creating, part + field, **{"Content-Type": "multipart/form-data; boundary=b"})
+    assert (status, document["type"]) == (400, "/problems/invalid-body")
+    assert outcomes(document) == [("a.jpg", None)]
+    assert document["order_id"] in sandbox.orders
 
 
-async def test_files_are_not_listed_without_end(
+async def test_listed_files_are_bounded(
     creating: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files beyond MAX_UPLOAD_FILES are named, up to a bound; then the form is refused, with what became of them."""
-    monkeypatch.setattr("service.web.uploads.create_order.MAX_FILES_REFUSED", 2)
-    status, answer = await post(client, creating, form(*[(f"{n}.jpg", jpeg(1000, n)) for n in range(9)]))
-    assert (status, answer["type"]) == (400, "/problems/invalid-body")
-    assert [reason for _, reason in outcomes(answer)] == [*[None] * 5, "too_many", "too_many"]
+    """Files beyond MAX_UPLOAD_FILES are listed, up to a bound; then the form is rejected, with the files so far."""
+    monkeypatch.setattr("service.web.uploads.create_order.MAX_EXCESS_FILES", 2)
+    status, document = await post(client, creating, form(*[(f"{n}.jpg", jpeg(1000, n)) for n in range(9)]))
+    assert (status, document["type"]) == (400, "/problems/invalid-body")
+    assert [reason for _, reason in outcomes(document)] == [*[None] * 5, "too_many", "too_many"]
 
 
-async def test_uploads_are_the_operators(creating: str, client: aiohttp.ClientSession, sandbox: Sandbox) -> None:
-    """Without the token nothing is read, and nothing is asked of the upstream."""
+async def test_upload_requires_admin(creating: str, client: aiohttp.ClientSession, sandbox: Sandbox) -> None:
+    """Without the admin token no body is read, and no upstream request is sent."""
     for path in ("create-order", "create-sample-order"):
         async with client.post(f"{creating}/api/{path}", data=form(("a.jpg", jpeg(1000, 1)))) as response:
             assert (response.status, (await response.json())["type"]) == (401, "/problems/admin-required")
     assert sandbox.requests == []
 
 
-async def test_a_client_that_leaves_takes_everything_with_it(sandbox: Sandbox, creating: str, tmp_path: Path) -> None:
-    """In the middle of a file: its temporary file goes, no request stays open, and the next upload is taken."""
+async def test_disconnect_cleans_up(sandbox: Sandbox, creating: str, tmp_path: Path) -> None:
+    """A disconnect within a file deletes its temporary file, closes upstream requests, and frees the upload slot."""
     started = asyncio.Event()
 
     async def endless() -> Any:
@@ -314,10 +318,10 @@ async def test_a_client_that_leaves_takes_everything_with_it(sandbox: Sandbox, c
     assert sandbox.active_requests == 0
 
 
-async def test_an_upload_that_stalls_is_cut_off(
+async def test_stalled_upload_times_out(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """A client that sends nothing any more gets a 408, which lists the file that did not come whole."""
+    """A client that stops sending gets a 408, which lists the incomplete file."""
     service = await start_service(admin_token=SecretStr(ADMIN), client_stall_seconds=0.2)
     over = asyncio.Event()
 
@@ -325,15 +329,15 @@ async def test_an_upload_that_stalls_is_cut_off(
         yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(1000, 1)
         await over.wait()
 
-    status, answer = await post(client, service, stalling(), **{"Content-Type": "multipart/form-data; boundary=b"})
+    status, document = await post(client, service, stalling(), **{"Content-Type": "multipart/form-data; boundary=b"})
     over.set()
-    assert (status, answer["type"]) == (408, "/problems/request-body-timeout")
-    assert outcomes(answer) == [("a.jpg", "incomplete")]
+    assert (status, document["type"]) == (408, "/problems/request-body-timeout")
+    assert outcomes(document) == [("a.jpg", "incomplete")]
     assert [one for one in sandbox.requests if one.origin == "storage"] == []
 
 
-async def test_uploads_at_a_time_are_bounded(start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """Beyond MAX_CONCURRENT_UPLOADS a further one gets a 503 at once."""
+async def test_concurrent_uploads_are_limited(start_service: StartService, client: aiohttp.ClientSession) -> None:
+    """An upload beyond MAX_CONCURRENT_UPLOADS gets a 503 at once."""
     service = await start_service(admin_token=SecretStr(ADMIN), max_concurrent_uploads=1)
     over, started = asyncio.Event(), asyncio.Event()
 
@@ -347,17 +351,17 @@ async def test_uploads_at_a_time_are_bounded(start_service: StartService, client
     first = asyncio.create_task(post(client, service, waiting(), **headers))
     await started.wait()
     while True:
-        status, answer = await post(client, service, form(("b.jpg", jpeg(1000, 2))))
+        status, document = await post(client, service, form(("b.jpg", jpeg(1000, 2))))
         if status == 503:
             break
-    assert answer["type"] == "/problems/at-capacity"
+    assert document["type"] == "/problems/at-capacity"
     over.set()
     status, _ = await first
     assert status == 201
 
 
-async def test_counted(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
-    """Uploads are in the metrics by outcome and reason."""
+async def test_uploads_are_counted(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
+    """Metrics count uploads by outcome and reason."""
     del sandbox
     await post(client, creating, form(("a.jpg", jpeg(1000, 1)), ("b.jpg", b"")))
     async with client.get(f"{creating}/metrics") as response:
@@ -379,13 +383,13 @@ async def test_counted(sandbox: Sandbox, creating: str, client: aiohttp.ClientSe
         ("x" * 500 + ".jpg", "x" * 196 + ".jpg"),
     ],
 )
-def test_names(name: str, cleaned: str) -> None:
-    """Of an uploader's name the base is kept, on one line, with its extension."""
+def test_clean_name_keeps_the_base_name(name: str, cleaned: str) -> None:
+    """A file name is reduced to its base name, on one line, with its extension."""
     assert clean_name(name) == cleaned
 
 
 @pytest.mark.parametrize(
-    ("head", "taken"),
+    ("prefix", "accepted"),
     [
         (b"\xff\xd8\xff\xe1", True),
         (b"\x89PNG\r\n\x1a\n", True),
@@ -404,6 +408,6 @@ def test_names(name: str, cleaned: str) -> None:
         (b"", False),
     ],
 )
-def test_photos_are_known_by_their_first_bytes(head: bytes, taken: bool) -> None:  # noqa: FBT001
-    """The formats that the API enhances are taken, others are not."""
-    assert is_photo(head.ljust(PHOTO_SNIFF_BYTES, b"\0") if head else b"") is taken
+def test_photos_are_recognised_by_their_first_bytes(prefix: bytes, accepted: bool) -> None:  # noqa: FBT001
+    """The formats that the API enhances are accepted, others are not."""
+    assert is_photo(prefix.ljust(PHOTO_SNIFF_BYTES, b"\0") if prefix else b"") is accepted
