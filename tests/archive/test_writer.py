@@ -23,7 +23,7 @@ from service.archive.writer import (
     Layout,
 )
 from service.model import Entry
-from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, STREAM_READERS, Judge, Refused, seven_zip
+from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, STREAM_READERS, UnzipError, ZipReader, seven_zip
 
 GOOD = {"Küche.jpg": b"\xff\xd8kitchen" * 500, "日本.png": b"\x89PNG" * 900, "_download_report.txt": b"all well\n"}
 # An image may hold anything, even what looks like ZIP records.
@@ -135,7 +135,7 @@ def test_empty_chunk_is_harmless(layout: Layout) -> None:
 
 @both_layouts
 @pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
-def test_empty_entry(judge: Judge, layout: Layout, tmp_path: Path) -> None:
+def test_empty_entry(judge: ZipReader, layout: Layout, tmp_path: Path) -> None:
     """An entry may be empty."""
     writer = ArchiveWriter(layout)
     path = tmp_path / "images.zip"
@@ -147,7 +147,7 @@ def test_empty_entry(judge: Judge, layout: Layout, tmp_path: Path) -> None:
 @both_layouts
 @pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
 @pytest.mark.parametrize("order", ["ggg", "grggr", "grrgrrg"])
-def test_unzip_programs_see_finished_entries_only(judge: Judge, order: str, layout: Layout, tmp_path: Path) -> None:
+def test_unzip_programs_see_finished_entries_only(judge: ZipReader, order: str, layout: Layout, tmp_path: Path) -> None:
     """Every program that reads the central directory finds exactly the finished entries, bit for bit."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, layout))
@@ -157,7 +157,7 @@ def test_unzip_programs_see_finished_entries_only(judge: Judge, order: str, layo
 
 @pytest.mark.parametrize("judge", STREAM_READERS)
 @pytest.mark.parametrize("order", ["ggg", "grggr", "rggg", "grrgrrg"])
-def test_streamable_archive_is_read_on_the_way(judge: Judge, order: str, tmp_path: Path) -> None:
+def test_streamable_archive_is_read_on_the_way(judge: ZipReader, order: str, tmp_path: Path) -> None:
     """Readers of a pipe find every finished entry bit for bit; of one rolled back they see what was sent of it."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, Layout.STREAMABLE))
@@ -170,7 +170,9 @@ def test_streamable_archive_is_read_on_the_way(judge: Judge, order: str, tmp_pat
 @both_layouts
 @pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
 @pytest.mark.parametrize("order", ["rggg", "rrgrgg"])
-def test_roll_back_of_the_first_entry_loses_no_other(judge: Judge, order: str, layout: Layout, tmp_path: Path) -> None:
+def test_roll_back_of_the_first_entry_loses_no_other(
+    judge: ZipReader, order: str, layout: Layout, tmp_path: Path
+) -> None:
     """The finished entries are found even if the archive begins with a broken one, which only 7-Zip then shows."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, layout))
@@ -197,7 +199,7 @@ def test_seven_zip_needs_the_descriptor_of_a_first_entry_rolled_back(tmp_path: P
     bare.add(b"image", "a.jpg")
     path.write_bytes(b"".join([*parts, *bare]))
 
-    with pytest.raises(Refused, match="Unexpected end"):
+    with pytest.raises(UnzipError, match="Unexpected end"):
         seven_zip(path)
 
 

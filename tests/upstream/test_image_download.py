@@ -18,7 +18,7 @@ from service.upstream.retry import FREE_REFUSALS
 from service.upstream.url_policy import UrlPolicy
 from tests.archives import add_order, download, entries, failures_in, images_in, images_url, jpeg, manifest_in
 from tests.conftest import StartService
-from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, Judge
+from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, ZipReader
 
 SIZE = 300_000
 CUT = 120_000
@@ -423,7 +423,7 @@ async def test_gives_up_on_an_upstream_that_keeps_failing(
 
 @pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
 async def test_rolled_back_entries_are_invisible(
-    judge: Judge, sandbox: Sandbox, service: str, client: aiohttp.ClientSession, tmp_path: Path
+    judge: ZipReader, sandbox: Sandbox, service: str, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     """Whatever was rolled back in the middle of an archive, every unzip program sees the whole images alone."""
     order = add_order(sandbox, [SIZE] * 4)
