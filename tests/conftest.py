@@ -1,15 +1,16 @@
-"""Fixtures shared by all tests: the sandbox, and the service as it runs in production, both on real sockets."""
+"""Shared fixtures: the sandbox and the service as it runs in production, both on real sockets."""
 
 import asyncio
 import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web_app
 from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr
 
@@ -17,16 +18,22 @@ from service.sandbox import Sandbox
 from service.server.run import serving
 from service.settings import Settings
 
-# CI machines stall now and then: no property is judged by the clock.
-hypothesis_settings.register_profile("unhurried", deadline=None)
-hypothesis_settings.load_profile("unhurried")
+# Busy machines stall: a slow example is no failure.
+hypothesis_settings.register_profile("no-deadline", deadline=None)
+hypothesis_settings.load_profile("no-deadline")
 
 StartService = Callable[..., Awaitable[str]]
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what the collected tests hold from garbage collection: a full collection then takes milliseconds."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test depends on what the environment or a ``.env`` file of the machine says."""
+    """Hide the machine's environment variables and ``.env`` file from the settings."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setitem(Settings.model_config, "env_file", None)
@@ -44,23 +51,39 @@ def _open_sockets() -> set[str]:
     return found
 
 
-@pytest.fixture
-async def nothing_left_behind() -> AsyncIterator[None]:
-    """After the test, no task and no socket is left that was not there before. Whatever does I/O asks for this."""
+def free_applications() -> None:
+    """Free the applications of finished tests, and with them the pictures and bodies of their sandboxes.
+
+    aiohttp caches the last 1,024 combinations of handler and application in its module, which kept every sandbox and
+    every service of the session alive: the test process grew to 3 GB. What remains are reference cycles.
+    """
+    web_app._cached_build_middleware.cache_clear()
+    gc.collect()
+
+
+@asynccontextmanager
+async def leak_check() -> AsyncIterator[None]:
+    """Fail if a task or a socket is left that was not there before; free applications."""
     tasks_before = asyncio.all_tasks()
     sockets_before = _open_sockets()
     yield
-    for _ in range(50):  # loop turns in which closed transports let go of their sockets
+    for _ in range(50):  # loop turns in which closed transports close their sockets
         await asyncio.sleep(0)
-    if _open_sockets() - sockets_before:
-        gc.collect()  # what is left in cycles only; not after every test, because it takes longer than most of them
+    free_applications()
     assert asyncio.all_tasks() - tasks_before - {asyncio.current_task()} == set()
     assert _open_sockets() - sockets_before == set()
 
 
 @pytest.fixture
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """Check after the test that no task and no socket is left. Every fixture that does I/O depends on this one."""
+    async with leak_check():
+        yield
+
+
+@pytest.fixture
 async def sandbox(nothing_left_behind: None) -> AsyncIterator[Sandbox]:
-    """The stand-in of the API, with its fixed orders."""
+    """The sandbox of the API, with its fixed orders."""
     del nothing_left_behind
     async with Sandbox() as running_sandbox:
         yield running_sandbox
@@ -75,7 +98,7 @@ def settings_for(sandbox: Sandbox, **changes: Any) -> Settings:
         "host": "127.0.0.1",
         "port": 0,
         "allow_full_quality": True,  # credits of the sandbox are not money
-        "drain_seconds": 0,  # a test that wants archives to be finished says so
+        "drain_seconds": 0,  # the few tests of draining set it
     }
     return Settings(**{**values, **changes})
 
@@ -99,7 +122,7 @@ async def service(start_service: StartService) -> str:
 
 @pytest.fixture
 async def client(nothing_left_behind: None) -> AsyncIterator[aiohttp.ClientSession]:
-    """A caller of the service."""
+    """An HTTP client of the service."""
     del nothing_left_behind
     async with aiohttp.ClientSession() as session:
         yield session
@@ -107,7 +130,7 @@ async def client(nothing_left_behind: None) -> AsyncIterator[aiohttp.ClientSessi
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A loopback port that refuses connections, and that nobody else can take."""
+    """A loopback port that refuses connections; it stays bound, so that no other socket gets it."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]

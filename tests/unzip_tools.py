@@ -1,12 +1,14 @@
-"""Other people's unzip programs as judges of our archives.
+"""Independent unzip programs that read our archives.
 
-Every judge takes the path of an archive and returns what it found, ``{entry name: content}``; it raises
-``Refused`` if the program complains. A program that is not installed skips the test, in CI (``CI`` set) it fails it.
+A reader takes the path of an archive and returns ``{entry name: content}``; it raises ``UnzipError`` if the program
+exits with an error. A program that is not installed skips the test; in CI (``CI`` set) it fails the test.
 
-For archives that nobody wants to hold or unpack there are the same programs as pourers: they return the size and
-hash of all contents, one after the other in the order in which the program finds them.
+For archives too large to unpack, a hasher streams the contents of all entries out of the same program and returns
+their total size and SHA-256, in the order in which the program finds the entries.
 """
 
+import atexit
+import functools
 import hashlib
 import io
 import os
@@ -16,7 +18,7 @@ import subprocess
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,23 +27,23 @@ import pytest
 
 
 class Contents(NamedTuple):
-    """All contents of an archive, as if they were one."""
+    """The contents of all entries, concatenated."""
 
     size: int
     sha256: str
 
 
-Judge = Callable[[Path], dict[str, bytes]]
-Pourer = Callable[[Path], Contents]
+ZipReader = Callable[[Path], dict[str, bytes]]
+ContentHasher = Callable[[Path], Contents]
 ModeReader = Callable[[Path], dict[str, int]]
 
 _TIMEOUT_SECONDS = 60
-_PIECE_BYTES = 1024 * 1024
-# What most systems set: extracted files then show the mode that the archive gives them, on any machine.
+_CHUNK_BYTES = 1024 * 1024
+# The usual umask, set so that extracted files have the archive's modes on any machine.
 _UMASK = 0o022
 
-# The entries as frames: name length, name, content length, content. A file system in between would change names.
-# Or, to pour, only their contents.
+# Writes each entry as a frame: name length, name, content length, content. Extracting to a file system would change
+# names. With a third argument it writes the contents only.
 _JAVA_READER = """
 import java.io.*;
 import java.nio.charset.StandardCharsets;
@@ -49,11 +51,11 @@ import java.util.*;
 import java.util.zip.*;
 
 public class Reader {
-    static boolean pour;
+    static boolean contentsOnly;
 
     public static void main(String[] args) throws IOException {
         var out = new DataOutputStream(new BufferedOutputStream(new FileOutputStream(FileDescriptor.out)));
-        pour = args.length > 2;
+        contentsOnly = args.length > 2;
         if (args[0].equals("file")) {
             try (var zip = new ZipFile(args[1])) {
                 for (ZipEntry entry : Collections.list(zip.entries())) {
@@ -71,10 +73,10 @@ public class Reader {
     }
 
     static void put(DataOutputStream out, ZipEntry entry, InputStream data) throws IOException {
-        if (pour) {
-            var piece = new byte[256 * 1024];
-            for (int length; (length = data.read(piece)) > 0; ) {
-                out.write(piece, 0, length);
+        if (contentsOnly) {
+            var chunk = new byte[256 * 1024];
+            for (int length; (length = data.read(chunk)) > 0; ) {
+                out.write(chunk, 0, length);
             }
             return;
         }
@@ -87,49 +89,51 @@ public class Reader {
     }
 }
 """
+# A start of the JVM costs more than the work: no second compiler tier, no threads of a parallel collector.
+_JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 
 
-class Refused(AssertionError):
-    """A judge does not accept the archive; the message is what it said."""
+class UnzipError(AssertionError):
+    """A program rejected the archive; the message is the program's output."""
 
 
 def python_zipfile(archive: Path) -> dict[str, bytes]:
-    """Python's zipfile, which checks every CRC while reading."""
+    """Read with Python's zipfile, which checks every CRC."""
     try:
         with zipfile.ZipFile(archive) as opened:
             return {info.filename: opened.read(info) for info in opened.infolist()}
     except zipfile.BadZipFile as error:
-        raise Refused(str(error)) from error
+        raise UnzipError(str(error)) from error
 
 
 def info_zip(archive: Path) -> dict[str, bytes]:
-    """Info-ZIP's unzip, the one on most Unix machines."""
+    """Read with Info-ZIP's unzip, the one on most Unix machines."""
     return _extracted(lambda folder: [tool("unzip"), "-qq", str(archive), "-d", folder])
 
 
 def seven_zip(archive: Path) -> dict[str, bytes]:
-    """7-Zip, under any of the names it is installed by."""
+    """Read with 7-Zip, under any of the names it is installed by."""
     return _extracted(lambda folder: [tool("7zz", "7z"), "x", "-y", "-bd", f"-o{folder}", str(archive)])
 
 
 def bsdtar(archive: Path) -> dict[str, bytes]:
-    """The libarchive of macOS and Windows, reading a file: it starts at the central directory."""
+    """Read a file with libarchive, as macOS and Windows do: it starts at the central directory."""
     return _extracted(lambda folder: [tool("bsdtar"), "-xf", str(archive), "-C", folder])
 
 
 def java_zip_file(archive: Path) -> dict[str, bytes]:
-    """Java's ZipFile."""
+    """Read with Java's ZipFile."""
     return _read_by_java("file", archive)
 
 
 def bsdtar_stream(archive: Path) -> dict[str, bytes]:
-    """The same libarchive on a pipe: it must make do with the local headers."""
+    """Read a pipe with libarchive: only the local headers are available."""
     content = archive.read_bytes()
     return _extracted(lambda folder: [tool("bsdtar"), "-xf", "-", "-C", folder], stdin=content)
 
 
 def java_zip_input_stream(archive: Path) -> dict[str, bytes]:
-    """Java's ZipInputStream, which never sees the central directory."""
+    """Read with Java's ZipInputStream, which ignores the central directory."""
     return _read_by_java("stream", archive)
 
 
@@ -154,48 +158,48 @@ def bsdtar_modes(archive: Path) -> dict[str, int]:
 
 MODE_READERS = [pytest.param(reader, id=reader.__name__) for reader in (unzipped_modes, bsdtar_modes)]
 CENTRAL_DIRECTORY_READERS = [
-    pytest.param(judge, id=judge.__name__) for judge in (python_zipfile, info_zip, seven_zip, bsdtar, java_zip_file)
+    pytest.param(reader, id=reader.__name__) for reader in (python_zipfile, info_zip, seven_zip, bsdtar, java_zip_file)
 ]
-STREAM_READERS = [pytest.param(judge, id=judge.__name__) for judge in (bsdtar_stream, java_zip_input_stream)]
+STREAM_READERS = [pytest.param(reader, id=reader.__name__) for reader in (bsdtar_stream, java_zip_input_stream)]
 
 
-def _python_pours(archive: Path) -> Contents:
+def _hash_with_python(archive: Path) -> Contents:
     with zipfile.ZipFile(archive) as opened:
-        return _contents(piece for info in opened.infolist() for piece in _pieces(opened, info))
+        return _contents(chunk for info in opened.infolist() for chunk in _chunks(opened, info))
 
 
-def _unzip_pours(archive: Path) -> Contents:
-    return _poured([tool("unzip"), "-p", str(archive)])
+def _hash_with_unzip(archive: Path) -> Contents:
+    return _hash_output([tool("unzip"), "-p", str(archive)])
 
 
-def _seven_zip_pours(archive: Path) -> Contents:
-    return _poured([tool("7zz", "7z"), "x", "-so", str(archive)])
+def _hash_with_seven_zip(archive: Path) -> Contents:
+    return _hash_output([tool("7zz", "7z"), "x", "-so", str(archive)])
 
 
-def _bsdtar_pours(archive: Path) -> Contents:
-    return _poured([tool("bsdtar"), "-xOf", str(archive)])
+def _hash_with_bsdtar(archive: Path) -> Contents:
+    return _hash_output([tool("bsdtar"), "-xOf", str(archive)])
 
 
-def _java_pours(archive: Path) -> Contents:
-    return _java_pours_by("file", archive)
+def _hash_with_java(archive: Path) -> Contents:
+    return _run_java_hasher("file", archive)
 
 
-def _bsdtar_pours_a_stream(archive: Path) -> Contents:
-    return _poured([tool("bsdtar"), "-xOf", "-"], piped=archive)
+def _hash_with_bsdtar_stream(archive: Path) -> Contents:
+    return _hash_output([tool("bsdtar"), "-xOf", "-"], piped=archive)
 
 
-def _java_pours_a_stream(archive: Path) -> Contents:
-    return _java_pours_by("stream", archive)
+def _hash_with_java_stream(archive: Path) -> Contents:
+    return _run_java_hasher("stream", archive)
 
 
-POURERS: dict[Judge, Pourer] = {
-    python_zipfile: _python_pours,
-    info_zip: _unzip_pours,
-    seven_zip: _seven_zip_pours,
-    bsdtar: _bsdtar_pours,
-    java_zip_file: _java_pours,
-    bsdtar_stream: _bsdtar_pours_a_stream,
-    java_zip_input_stream: _java_pours_a_stream,
+CONTENT_HASHERS: dict[ZipReader, ContentHasher] = {
+    python_zipfile: _hash_with_python,
+    info_zip: _hash_with_unzip,
+    seven_zip: _hash_with_seven_zip,
+    bsdtar: _hash_with_bsdtar,
+    java_zip_file: _hash_with_java,
+    bsdtar_stream: _hash_with_bsdtar_stream,
+    java_zip_input_stream: _hash_with_java_stream,
 }
 
 
@@ -225,27 +229,28 @@ def _extracted_modes(command: Callable[[str], list[str]]) -> dict[str, int]:
 
 
 def _read_by_java(mode: str, archive: Path) -> dict[str, bytes]:
-    with _java_reader() as command:
-        frames = io.BytesIO(_run([*command, mode, str(archive)], archive.read_bytes()))
+    frames = io.BytesIO(_run([*_java_reader(), mode, str(archive)], archive.read_bytes() if mode == "stream" else b""))
     found = {}
     while name := _frame(frames):
         found[name.decode()] = _frame(frames)
     return found
 
 
-def _java_pours_by(mode: str, archive: Path) -> Contents:
-    with _java_reader() as command:
-        return _poured([*command, mode, str(archive), "pour"], piped=archive if mode == "stream" else None)
+def _run_java_hasher(mode: str, archive: Path) -> Contents:
+    command = [*_java_reader(), mode, str(archive), "contents"]
+    return _hash_output(command, piped=archive if mode == "stream" else None)
 
 
-@contextmanager
-def _java_reader() -> Iterator[list[str]]:
-    java = tool("java")
-    tool("javac")  # a run-time environment alone cannot start a source file
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "Reader.java")
-        source.write_text(_JAVA_READER, encoding="ascii")
-        yield [java, str(source)]
+@functools.cache
+def _java_reader() -> tuple[str, ...]:
+    """Compile the reader, once in a process, and return the command that runs it."""
+    java, javac = tool("java"), tool("javac")
+    folder = Path(tempfile.mkdtemp(prefix="java-reader-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    source = folder / "Reader.java"
+    source.write_text(_JAVA_READER, encoding="ascii")
+    subprocess.run([javac, "-d", str(folder), str(source)], capture_output=True, timeout=_TIMEOUT_SECONDS, check=True)
+    return (java, *_JAVA_OPTIONS, "-cp", str(folder), "Reader")
 
 
 def _frame(frames: io.BytesIO) -> bytes:
@@ -254,7 +259,7 @@ def _frame(frames: io.BytesIO) -> bytes:
 
 
 def _run(command: list[str], stdin: bytes) -> bytes:
-    # unzip and bsdtar write names in the locale's encoding, and C alone has none for é.
+    # unzip and bsdtar write names in the locale's encoding; that of the plain C locale has no é.
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         command,
@@ -266,39 +271,41 @@ def _run(command: list[str], stdin: bytes) -> bytes:
         check=False,
     )
     if done.returncode:
-        raise Refused(f"{command[0]} exited {done.returncode}: {(done.stderr or done.stdout).decode(errors='replace')}")
+        raise UnzipError(
+            f"{command[0]} exited {done.returncode}: {(done.stderr or done.stdout).decode(errors='replace')}"
+        )
     return done.stdout
 
 
-def _poured(command: list[str], piped: Path | None = None) -> Contents:
-    """Run a program that writes contents to its standard output; ``piped`` comes to it through a real pipe."""
+def _hash_output(command: list[str], piped: Path | None = None) -> Contents:
+    """Hash the standard output of a program; ``piped`` is its standard input, through a real pipe."""
     with ExitStack() as stack:
         errors = stack.enter_context(tempfile.TemporaryFile())
         source = None
         if piped is not None:
-            # A file as standard input is no pipe: bsdtar would seek in it.
+            # Not the file itself: bsdtar would seek in it.
             source = stack.enter_context(subprocess.Popen([tool("cat"), str(piped)], stdout=subprocess.PIPE)).stdout
         program = stack.enter_context(
             subprocess.Popen(command, stdin=source or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         )
         if source is not None:
-            source.close()  # the program has its own; if it gives up, cat must notice
+            source.close()  # the program has its own copy; cat must get SIGPIPE when the program ends early
         assert program.stdout is not None
-        contents = _contents(iter(partial(program.stdout.read, _PIECE_BYTES), b""))
+        contents = _contents(iter(partial(program.stdout.read, _CHUNK_BYTES), b""))
         if program.wait():
             errors.seek(0)
-            raise Refused(f"{command[0]} exited {program.returncode}: {errors.read().decode(errors='replace')}")
+            raise UnzipError(f"{command[0]} exited {program.returncode}: {errors.read().decode(errors='replace')}")
     return contents
 
 
-def _pieces(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+def _chunks(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
     with opened.open(info) as file:
-        yield from iter(partial(file.read, _PIECE_BYTES), b"")
+        yield from iter(partial(file.read, _CHUNK_BYTES), b"")
 
 
-def _contents(pieces: Iterable[bytes]) -> Contents:
+def _contents(chunks: Iterable[bytes]) -> Contents:
     size, digest = 0, hashlib.sha256()
-    for piece in pieces:
-        size += len(piece)
-        digest.update(piece)
+    for chunk in chunks:
+        size += len(chunk)
+        digest.update(chunk)
     return Contents(size, digest.hexdigest())

@@ -22,7 +22,7 @@ from service.archive.writer import (
 )
 from service.archive.zipstream_adapter import LARGEST_WITHOUT_ZIP64
 from service.model import Entry
-from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, STREAM_READERS, Judge, seven_zip
+from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, STREAM_READERS, ZipReader, seven_zip
 
 GOOD = {"Küche.jpg": b"\xff\xd8kitchen" * 500, "日本.png": b"\x89PNG" * 900, "_download_report.txt": b"all well\n"}
 # An image may hold anything, even what looks like ZIP records.
@@ -120,7 +120,7 @@ def test_empty_chunk_adds_nothing(layout: Layout) -> None:
 
 @both_layouts
 @pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
-def test_empty_entry_is_extracted(judge: Judge, layout: Layout, tmp_path: Path) -> None:
+def test_empty_entry_is_extracted(judge: ZipReader, layout: Layout, tmp_path: Path) -> None:
     """An entry may have no bytes."""
     writer = ArchiveWriter(layout)
     path = tmp_path / "images.zip"
@@ -132,8 +132,10 @@ def test_empty_entry_is_extracted(judge: Judge, layout: Layout, tmp_path: Path) 
 @both_layouts
 @pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
 @pytest.mark.parametrize("order", ["ggg", "grggr", "grrgrrg"])
-def test_unzip_programs_extract_finished_entries_only(judge: Judge, order: str, layout: Layout, tmp_path: Path) -> None:
-    """Every program that reads the central directory finds exactly the finished entries, bit for bit."""
+def test_unzip_programs_extract_finished_entries_only(
+    judge: ZipReader, order: str, layout: Layout, tmp_path: Path
+) -> None:
+    """Programs that read the central directory find exactly the finished entries, bit for bit."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, layout))
 
@@ -142,7 +144,7 @@ def test_unzip_programs_extract_finished_entries_only(judge: Judge, order: str, 
 
 @pytest.mark.parametrize("judge", STREAM_READERS)
 @pytest.mark.parametrize("order", ["ggg", "grggr", "rggg", "grrgrrg"])
-def test_streamable_archive_can_be_read_from_a_pipe(judge: Judge, order: str, tmp_path: Path) -> None:
+def test_streamable_archive_can_be_read_from_a_pipe(judge: ZipReader, order: str, tmp_path: Path) -> None:
     """Readers of a pipe find every finished entry bit for bit, and the sent bytes of a rolled-back one."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, Layout.STREAMABLE))
@@ -155,7 +157,9 @@ def test_streamable_archive_can_be_read_from_a_pipe(judge: Judge, order: str, tm
 @both_layouts
 @pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
 @pytest.mark.parametrize("order", ["rggg", "rrgrgg"])
-def test_roll_back_of_the_first_entry_loses_no_other(judge: Judge, order: str, layout: Layout, tmp_path: Path) -> None:
+def test_roll_back_of_the_first_entry_loses_no_other(
+    judge: ZipReader, order: str, layout: Layout, tmp_path: Path
+) -> None:
     """Every finished entry is found although the archive begins with a rolled-back one, which only 7-Zip shows."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, layout))

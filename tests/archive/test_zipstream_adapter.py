@@ -14,7 +14,7 @@ import pytest
 from zipstream import ZIP_STORED, ZipStream
 
 from service.archive.zipstream_adapter import name_problem
-from tests.unzip_tools import Refused, seven_zip
+from tests.unzip_tools import UnzipError, seven_zip
 
 
 @pytest.mark.parametrize(
@@ -145,5 +145,5 @@ def test_seven_zip_needs_the_descriptor_of_a_first_entry_rolled_back(tmp_path: P
     path = tmp_path / "images.zip"
     path.write_bytes(b"".join([*parts, *bare]))
 
-    with pytest.raises(Refused, match="Unexpected end"):
+    with pytest.raises(UnzipError, match="Unexpected end"):
         seven_zip(path)

@@ -1,10 +1,11 @@
-"""The page in a real browser: what somebody sees, and what is on the disk afterwards."""
+"""The page in a real browser: what a visitor sees, and the files on the disk afterwards."""
 
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from playwright.async_api import Page, expect
 from pydantic import SecretStr
 
@@ -23,11 +24,13 @@ from tests.archives import add_order, entries, failures_in, images_in, images_ur
 from tests.browser.conftest import PHONE, OpenPage, Visit
 from tests.conftest import StartService
 
-SAMPLES = Path(__file__).parents[2] / "service" / "samples"
+SAMPLES = Path(__file__).parents[2] / "service" / "web" / "uploads" / "samples"
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 KEY, PAYING, TOKEN = "key-of-a-customer-0001", "key-that-may-pay-0002", "token-of-the-operator-3"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def sandboxed(start_sandbox_service: StartService) -> str:
     """The URL of a service in sandbox mode."""
     return await start_sandbox_service()
@@ -41,7 +44,7 @@ async def visit(open_page: OpenPage, service: str, path: str = "/", **options: A
 
 
 async def save(page: Page, button: str, folder: Path) -> dict[str, bytes]:
-    """Press a button that downloads, and return the entries of the file that is on the disk then."""
+    """Press a download button and return the entries of the file on the disk."""
     async with page.expect_download() as started:
         await page.get_by_role("button", name=button).click()
     download = await started.value
@@ -49,8 +52,10 @@ async def save(page: Page, button: str, folder: Path) -> dict[str, bytes]:
     return entries((folder / download.suggested_filename).read_bytes())
 
 
-async def test_first_visit(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """Two clicks from the first visit to the whole archive, bit for bit, and the page shows how it went."""
+async def test_first_visit_downloads_the_demo_order(
+    sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path
+) -> None:
+    """Two clicks lead from the first visit to the complete archive, and the page shows the result."""
     opened = await visit(open_page, sandboxed)
     page = opened.page
     await expect(page.get_by_text("Sandbox", exact=True)).to_be_visible()
@@ -68,14 +73,14 @@ async def test_first_visit(sandbox: Sandbox, sandboxed: str, open_page: OpenPage
     assert sandbox.credits_spent == 0
 
 
-async def test_progress(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
-    """While a download runs, bar, figures and the state of each image tell how far it is, all of it in view."""
+async def test_progress_is_shown(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
+    """During a download the bar, the figures and the state of each image show the progress, all of it in view."""
     order = add_order(sandbox, [300_000, 300_000, 300_000])
     sandbox.faults.always(order.images[0].image_id, Fault(Kind.DRIP, chunk_bytes=30_000, delay_seconds=0.3))
     gates = [sandbox.faults.pause(image.image_id) for image in order.images[1:]]
     page = (await visit(open_page, sandboxed, f"/?order={order.order_id}")).page
     for gate in gates:
-        gate.release()  # for the pictures
+        gate.release()  # for the thumbnails
     gates = [sandbox.faults.pause(image.image_id) for image in order.images[1:]]
     await page.get_by_role("button", name="Download ZIP").click()
     states = page.locator("#gallery .state")
@@ -95,8 +100,8 @@ async def test_progress(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -
     await expect(page.get_by_role("button", name="Download ZIP")).to_be_enabled()
 
 
-async def test_with_the_keyboard_alone(sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """Nothing on the way to the archive needs a pointer, and the focus goes where something new is to be read."""
+async def test_page_works_with_the_keyboard(sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """A download needs no pointer, and the focus moves to new content."""
     page = (await visit(open_page, sandboxed)).page
 
     async def go_to(name: str) -> None:
@@ -121,11 +126,13 @@ async def test_with_the_keyboard_alone(sandboxed: str, open_page: OpenPage, tmp_
     await expect(page.locator("#progress-said")).to_contain_text("Done: 14 images")
 
 
-async def test_what_is_missing(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """What failed is named with its reason; one more click brings exactly that."""
+async def test_missing_images_are_listed_and_fetched_again(
+    sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path
+) -> None:
+    """Each failed image is listed with its reason; one more click downloads exactly those."""
     order = add_order(sandbox, [1000, 2000, 3000])
     sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=404), origin="api")
-    # Status 502: the picture of that image cannot be had either.
+    # Status 502: the thumbnail of that image fails too.
     page = (await visit(open_page, sandboxed, f"/?order={order.order_id}", refusals={502})).page
     first = await save(page, "Download ZIP", tmp_path)
     assert failures_in(first) == {"1.jpg": "not_found"}
@@ -139,8 +146,10 @@ async def test_what_is_missing(sandbox: Sandbox, sandboxed: str, open_page: Open
     await expect(page.get_by_role("heading", name="Done: 1 image in the ZIP")).to_be_visible()
 
 
-async def test_many_missing_images(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """More images than an address can name are fetched all the same."""
+async def test_many_missing_images_are_fetched_with_post(
+    sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path
+) -> None:
+    """More images than a URL can hold are fetched too."""
     order = add_order(sandbox, [300] * 120)
     for image in order.images[1:]:
         sandbox.faults.always(image.image_id, Fault(Kind.STATUS, status=410), origin="api")
@@ -152,8 +161,8 @@ async def test_many_missing_images(sandbox: Sandbox, sandboxed: str, open_page: 
     assert len(images_in(second)) == 119
 
 
-async def test_many_images_that_stay_missing(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
-    """When a long list is refused, the page says why, and stays."""
+async def test_rejected_list_of_images_shows_the_problem(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
+    """When a long list is rejected, the page stays and shows the reason."""
     order = add_order(sandbox, [300] * 102)
     for image in order.images[1:]:
         sandbox.faults.always(image.image_id, Fault(Kind.STATUS, status=410), origin="api")
@@ -166,13 +175,15 @@ async def test_many_images_that_stay_missing(sandbox: Sandbox, sandboxed: str, o
     await expect(page.locator("#progress-text")).to_contain_text("101 missing")
     await expect(page.locator("#failure-list li")).to_have_count(101)
     assert page.url == f"{sandboxed}/?order={order.order_id}"
-    (refused,) = opened.complaints  # the hidden frame does not show the problem
-    assert "frame-ancestors" in refused
-    opened.complaints.clear()
+    (blocked,) = opened.errors  # the hidden frame does not show the problem
+    assert "frame-ancestors" in blocked
+    opened.errors.clear()
 
 
-async def test_another_order(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """The missing ones are asked for of their own order, whatever is shown; a new order has no old download."""
+async def test_missing_images_belong_to_their_order(
+    sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path
+) -> None:
+    """Missing images are requested from their own order, whichever is shown; a new order shows no old download."""
     order, other = add_order(sandbox, [1000, 2000]), add_order(sandbox, [3000], name="Other")
     fault = Fault(Kind.STATUS, status=404)
     sandbox.faults.always(order.images[1].image_id, fault, origin="api")
@@ -191,8 +202,8 @@ async def test_another_order(sandbox: Sandbox, sandboxed: str, open_page: OpenPa
     await expect(page.locator("#progress")).to_be_hidden()
 
 
-async def test_upload(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """Photos become an order, which is downloaded when it has been worked on; what is no photo is named."""
+async def test_upload_creates_an_order(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Photos become an order, which can be downloaded once processed; a file that is no photo is named."""
     page = (await visit(open_page, sandboxed)).page
     await page.get_by_text("No order yet?").click()
     await page.get_by_label("Name of the order").fill("My house")
@@ -214,8 +225,8 @@ async def test_upload(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp
     assert [image.extra["enhance_type"] for image in created.images] == ["warm", "warm"]
 
 
-async def test_upload_progress(sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """Each photo has its own bar: one is sent while the next is on its way."""
+async def test_upload_progress_is_shown(sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Each photo has its own progress bar."""
     page = (await visit(open_page, sandboxed)).page
     await page.get_by_text("No order yet?").click()
     photos = [tmp_path / "first.jpg", tmp_path / "second.jpg"]
@@ -233,8 +244,8 @@ async def test_upload_progress(sandboxed: str, open_page: OpenPage, tmp_path: Pa
     await expect(page.locator("#upload-status")).to_contain_text("2 photos uploaded")
 
 
-async def test_sample_order_and_dropped_files(sandboxed: str, open_page: OpenPage) -> None:
-    """Files can be dropped and taken away again; sample photos need one click."""
+async def test_files_can_be_dropped_and_samples_used(sandboxed: str, open_page: OpenPage) -> None:
+    """Files can be dropped and removed; sample photos need one click."""
     page = (await visit(open_page, sandboxed)).page
     await page.get_by_text("No order yet?").click()
     dropped = await page.evaluate_handle(
@@ -249,13 +260,13 @@ async def test_sample_order_and_dropped_files(sandboxed: str, open_page: OpenPag
     await expect(page.locator("#order-status")).to_have_text("Ready")
 
 
-async def test_sign_in(start_service: StartService, open_page: OpenPage, tmp_path: Path) -> None:
-    """Where keys are set nothing is shown without one; what the key may not do is not offered."""
+async def test_sign_in_is_required_with_keys(start_service: StartService, open_page: OpenPage, tmp_path: Path) -> None:
+    """With SERVICE_API_KEYS nothing is shown without a key, and the page offers only what the key permits."""
     keys = (SecretStr(KEY), SecretStr(f"{PAYING}:full"))
     service = await start_service(service_api_keys=keys, admin_token=SecretStr(TOKEN), allow_full_quality=False)
     opened = await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})
     page = opened.page
-    await page.get_by_label("Key of the service").fill("wrong-key-of-somebody")
+    await page.get_by_label("Key of the service").fill("wrong-key-of-a-visitor")
     await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
     await expect(page.get_by_role("alert")).to_contain_text("neither a key")
     await page.get_by_label("Key of the service").fill(KEY)
@@ -277,8 +288,10 @@ async def test_sign_in(start_service: StartService, open_page: OpenPage, tmp_pat
     assert KEY not in await page.evaluate("() => JSON.stringify([localStorage, sessionStorage, document.cookie])")
 
 
-async def test_full_quality_asks_back(sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """No credit is spent before somebody has read how many, and agreed."""
+async def test_full_quality_needs_confirmation(
+    sandbox: Sandbox, sandboxed: str, open_page: OpenPage, tmp_path: Path
+) -> None:
+    """No credit is spent before the visitor has confirmed the number."""
     order = add_order(sandbox, [1000, 2000])
     page = (await visit(open_page, sandboxed, f"/?order={order.order_id}")).page
     await page.get_by_role("radio", name="Full quality").check()
@@ -295,8 +308,8 @@ async def test_full_quality_asks_back(sandbox: Sandbox, sandboxed: str, open_pag
     assert sandbox.credits_spent == 2
 
 
-async def test_an_order_in_progress(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
-    """The page follows an order that is being processed, and a download begun early brings all of it."""
+async def test_order_in_progress_is_followed(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
+    """The page follows an order that is being processed, and a download started early has every image."""
     order: SandboxOrder = add_order(sandbox, [1000, 2000])
     sandbox.set_status(order.images[1].image_id, "processing")
     page = (await visit(open_page, sandboxed, f"/?order={order.order_id}")).page
@@ -309,8 +322,8 @@ async def test_an_order_in_progress(sandbox: Sandbox, sandboxed: str, open_page:
     await expect(page.locator("#order-summary")).to_have_text("2 of 2 images ready")
 
 
-async def test_choices_become_a_command_and_a_link(sandboxed: str, open_page: OpenPage) -> None:
-    """The command for the terminal and the link say exactly what the form does."""
+async def test_options_appear_in_command_and_link(sandboxed: str, open_page: OpenPage) -> None:
+    """The command for the terminal and the link have exactly the options of the form."""
     page = (await visit(open_page, sandboxed, f"/?order={DEMO_ORDER_ID}")).page
     await page.get_by_label("Format").select_option("webp")
     await page.get_by_label("Quality, 1 to 90").fill("70")
@@ -324,8 +337,8 @@ async def test_choices_become_a_command_and_a_link(sandboxed: str, open_page: Op
     await expect(page.locator("#link")).to_contain_text(wanted + "&link=")
 
 
-async def test_orders_without_images(sandboxed: str, open_page: OpenPage) -> None:
-    """Of an order that lists no images yet the page promises nothing: neither a number, nor a price."""
+async def test_orders_without_images_show_no_numbers(sandboxed: str, open_page: OpenPage) -> None:
+    """For an order that lists no images yet the page shows neither a number of images nor a price."""
     page = (await visit(open_page, sandboxed, f"/?order={MERGING_ORDER_ID}")).page
     await expect(page.locator("#download-hint")).to_contain_text("Begins when the first image is ready")
     await expect(page.locator("#full-hint")).to_have_text("Spends one credit for each image.")
@@ -337,8 +350,8 @@ async def test_orders_without_images(sandboxed: str, open_page: OpenPage) -> Non
     await expect(page.locator("#download-hint")).to_have_text("Nothing is ready to be downloaded.")
 
 
-async def test_a_folded_field_that_is_wrong(sandboxed: str, open_page: OpenPage) -> None:
-    """A wrong value among the folded options is shown, instead of a button that does nothing."""
+async def test_invalid_field_in_a_folded_section_is_focused(sandboxed: str, open_page: OpenPage) -> None:
+    """An invalid value in a folded section is shown, instead of a button that does nothing."""
     page = (await visit(open_page, sandboxed, f"/?order={DEMO_ORDER_ID}")).page
     await page.get_by_text("More options").click()
     await page.get_by_label("Scale, up to 1").fill("5")
@@ -347,16 +360,16 @@ async def test_a_folded_field_that_is_wrong(sandboxed: str, open_page: OpenPage)
     await expect(page.get_by_label("Scale, up to 1")).to_be_focused()
 
 
-async def test_without_a_key_for_photos(start_service: StartService, open_page: OpenPage) -> None:
-    """Nobody is sent to sign in where there is nothing to sign in with."""
+async def test_page_without_admin_token_offers_no_sign_in(start_service: StartService, open_page: OpenPage) -> None:
+    """The page asks for no sign-in where no token is configured."""
     page = (await visit(open_page, await start_service(allow_full_quality=False), f"/?order={DEMO_ORDER_ID}")).page
     await page.get_by_text("No order yet?").click()
     await expect(page.locator("#upload-denied")).to_contain_text("its operator has not set a token")
     await expect(page.locator("#full-hint")).to_have_text("Spends credits: the operator allows it to nobody.")
 
 
-async def test_problems_are_told(start_service: StartService, open_page: OpenPage) -> None:
-    """A refusal is shown with its title, its reason and what to do."""
+async def test_problems_are_shown(start_service: StartService, open_page: OpenPage) -> None:
+    """A problem is shown with title, reason and advice."""
     page = (await visit(open_page, await start_service(), "/?order=5a4d0b0c", refusals={400, 404})).page
     await expect(page.locator("[data-problem='invalid-order-id']")).to_contain_text("Copy it whole")
     await page.get_by_label("Order id").fill("5a4d0b0c-0000-4000-8000-000000000bad")
@@ -367,8 +380,8 @@ async def test_problems_are_told(start_service: StartService, open_page: OpenPag
     await expect(keyless.page.get_by_role("status").first).to_contain_text("no API key")
 
 
-async def test_a_refused_download_is_told(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
-    """When the archive itself is refused, the page says why, and does not become the problem document."""
+async def test_rejected_download_shows_the_problem(sandbox: Sandbox, sandboxed: str, open_page: OpenPage) -> None:
+    """When the archive request is rejected, the page shows the reason and is not replaced by the problem document."""
     order = add_order(sandbox, [1000])
     opened = await visit(open_page, sandboxed, f"/?order={order.order_id}")
     sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=404), origin="api")
@@ -378,8 +391,8 @@ async def test_a_refused_download_is_told(sandbox: Sandbox, sandboxed: str, open
     await expect(opened.page.get_by_role("button", name="Try again")).to_be_visible()
 
 
-async def test_a_session_that_is_over(start_service: StartService, open_page: OpenPage) -> None:
-    """Who must sign in again is asked to, instead of being shown a download that does not come."""
+async def test_expired_session_asks_for_sign_in(start_service: StartService, open_page: OpenPage) -> None:
+    """After the session has expired, a download opens the sign-in dialog."""
     service = await start_service(service_api_keys=(SecretStr(KEY),))
     page = (await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})).page
     await page.get_by_label("Key of the service").fill(KEY)
@@ -391,10 +404,10 @@ async def test_a_session_that_is_over(start_service: StartService, open_page: Op
     await expect(page.locator("[data-problem='authentication-required']")).to_be_visible()
 
 
-async def test_a_large_order(
+async def test_large_order_is_shown_in_part(
     sandbox: Sandbox, start_sandbox_service: StartService, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    """An order of a thousand images is shown in part, and downloaded whole."""
+    """An order of a thousand images is shown in part and downloaded completely."""
     sandbox.rate_limit = None
     service = await start_sandbox_service(upstream_requests_per_second=10_000)
     page = (await visit(open_page, service, f"/?order={LARGE_ORDER_ID}")).page
@@ -406,8 +419,8 @@ async def test_a_large_order(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_accessibility(scheme: str, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
-    """Neither scheme has a serious fault, in any of the main states; on a phone nothing sticks out."""
+async def test_page_is_accessible(scheme: str, sandboxed: str, open_page: OpenPage, tmp_path: Path) -> None:
+    """Both colour schemes are accessible in the main states, and nothing overflows on a phone."""
     opened = await visit(open_page, sandboxed, color_scheme=scheme, viewport=PHONE, reduced_motion="reduce")
     page = opened.page
 
@@ -434,10 +447,10 @@ async def test_accessibility(scheme: str, sandboxed: str, open_page: OpenPage, t
     await check()
 
 
-async def test_a_full_house(
+async def test_overload_is_shown(
     sandbox: Sandbox, start_sandbox_service: StartService, open_page: OpenPage, client: aiohttp.ClientSession
 ) -> None:
-    """A download for which there is no room is shown as refused, with what to do."""
+    """A download that MAX_ARCHIVES rejects is shown as such, with advice."""
     service = await start_sandbox_service(max_archives=1)
     order = add_order(sandbox, [200_000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=100_000)

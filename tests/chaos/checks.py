@@ -1,7 +1,7 @@
-"""Judges one archive: what was asked for and offered, against what arrived. Pure.
+"""Check one transfer against what was requested and offered. Pure, no I/O.
 
-The one rule: nothing the service says is believed. An entry belongs to the image whose content it holds; names,
-manifest, report, headers and trailers are then compared with that.
+No statement of the service is trusted. An entry belongs to the image whose content it has; names, manifest, report,
+headers and trailers are then compared with that.
 """
 
 import hashlib
@@ -17,45 +17,45 @@ from typing import Any
 
 from service.archive.report import MANIFEST_NAME, REPORT_NAME
 from service.model import Reason
-from tests.chaos.evidence import Arrived, Asked, Ending, Expected, Finding, Flaw, Outcome, Verdict
+from tests.chaos.model import CheckResult, Ending, ExpectedArchive, ExpectedImage, Finding, Flaw, Outcome, Transfer
 
 _REPORT_COUNTS = re.compile(r"^(\d+) of (\d+) images are in this archive\.$", re.MULTILINE)
-# What zipfile raises for archives that are none: besides its own error whatever their wrong numbers lead to.
+# What zipfile raises for invalid archives: its own error, or one that wrong numbers lead to.
 _UNREADABLE = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, IndexError, RuntimeError,
 )  # fmt: skip
-_NO_FAULT_NEEDED = Reason.UPSTREAM_UNAVAILABLE  # other images' faults are enough
+_NEEDS_NO_FAULT = Reason.UPSTREAM_UNAVAILABLE  # faults of other images cause it
 
 
-def judge(asked: Asked, arrived: Arrived) -> Verdict:
-    """Return what became of an archive and everything that is wrong with it."""
-    match arrived.ending:
+def check_transfer(expected: ExpectedArchive, transfer: Transfer) -> CheckResult:
+    """Return the outcome of a transfer and all of its flaws."""
+    match transfer.ending:
         case Ending.LEFT:
-            return Verdict(Outcome.LEFT)
+            return CheckResult(Outcome.LEFT)
         case Ending.HUNG:
-            return Verdict(Outcome.FAILED, findings=(Finding(Flaw.HUNG, f"{len(arrived.body)} bytes came"),))
+            return CheckResult(Outcome.FAILED, findings=(Finding(Flaw.HUNG, f"{len(transfer.body)} bytes received"),))
         case Ending.BROKEN:
-            return _broken(asked, arrived)
-        case Ending.CLEAN if arrived.status == 200:
-            return _Archive(asked, arrived).verdict()
+            return _broken(expected, transfer)
+        case Ending.CLEAN if transfer.status == 200:
+            return _ArchiveCheck(expected, transfer).result()
         case _:
-            return _Problem(asked, arrived).verdict()
+            return _ProblemCheck(expected, transfer).result()
 
 
-def _broken(asked: Asked, arrived: Arrived) -> Verdict:
-    if asked.abort and arrived.status == 200 and any(image.grounds for image in asked.images):
-        return Verdict(Outcome.ABORTED)
-    flaw = Finding(Flaw.BROKEN, f"status {arrived.status}, {len(arrived.body)} bytes, {arrived.detail}")
-    return Verdict(Outcome.FAILED, findings=(flaw,))
+def _broken(expected: ExpectedArchive, transfer: Transfer) -> CheckResult:
+    if expected.abort and transfer.status == 200 and any(image.causes for image in expected.images):
+        return CheckResult(Outcome.ABORTED)
+    flaw = Finding(Flaw.BROKEN, f"status {transfer.status}, {len(transfer.body)} bytes, {transfer.detail}")
+    return CheckResult(Outcome.FAILED, findings=(flaw,))
 
 
-class _Case:
-    """What both kinds of answer have in common: images reported, and findings."""
+class _Check:
+    """Collects reported images and findings of one response."""
 
-    def __init__(self, asked: Asked, arrived: Arrived) -> None:
-        self.asked = asked
-        self.arrived = arrived
-        self.images = {image.image_id: image for image in asked.images}
+    def __init__(self, expected: ExpectedArchive, transfer: Transfer) -> None:
+        self.expected = expected
+        self.transfer = transfer
+        self.images = {image.image_id: image for image in expected.images}
         self.reported: dict[str, str] = {}
         self.findings: list[Finding] = []
 
@@ -63,63 +63,63 @@ class _Case:
         self.findings.append(Finding(flaw, detail, image_id))
 
     def report(self, image_id: str, reason: str) -> None:
-        """Take note that an image was reported missing."""
+        """Record that an image was reported missing."""
         if image_id in self.reported:
             self.find(Flaw.CONTRADICTION, "reported twice", image_id)
         self.reported[image_id] = reason
         image = self.images.get(image_id)
         if image is None:
-            self.find(Flaw.CONTRADICTION, "reported, but not asked for", image_id)
-        elif not image.grounds and reason != _NO_FAULT_NEEDED:
-            self.find(Flaw.GROUNDLESS, f"reported as {reason} though nothing went wrong", image_id)
+            self.find(Flaw.CONTRADICTION, "reported, but not requested", image_id)
+        elif not image.causes and reason != _NEEDS_NO_FAULT:
+            self.find(Flaw.UNJUSTIFIED, f"reported as {reason} though nothing went wrong", image_id)
         if reason not in list(Reason):
             self.find(Flaw.REASON, f"there is no reason {reason!r}", image_id)
 
 
-class _Problem(_Case):
-    """An answer other than 200."""
+class _ProblemCheck(_Check):
+    """Checks a response other than 200."""
 
-    def verdict(self) -> Verdict:
+    def result(self) -> CheckResult:
         try:
-            document = json.loads(self.arrived.body)
+            document = json.loads(self.transfer.body)
             status, kind = document["status"], document["type"].rpartition("/")[2]
             failures = [(one["image_id"], one["reason"]) for one in document.get("failures", ())]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            self.find(Flaw.UNREADABLE, f"problem document with status {self.arrived.status}: {error!r}")
-            return Verdict(Outcome.FAILED, findings=tuple(self.findings))
-        if status != self.arrived.status:
-            self.find(Flaw.COUNTS, f"the problem document says {status}, the response {self.arrived.status}")
+            self.find(Flaw.UNREADABLE, f"problem document with status {self.transfer.status}: {error!r}")
+            return CheckResult(Outcome.FAILED, findings=tuple(self.findings))
+        if status != self.transfer.status:
+            self.find(Flaw.COUNTS, f"the problem document says {status}, the response {self.transfer.status}")
         for failure in failures:
             self.report(*failure)
-        self._check_grounds(kind)
+        self._check_causes(kind)
         outcome = Outcome.FAILED if self.findings else Outcome.REFUSED
-        return Verdict(outcome, reported=self.reported, findings=tuple(self.findings))
+        return CheckResult(outcome, reported=self.reported, findings=tuple(self.findings))
 
-    def _check_grounds(self, kind: str) -> None:
+    def _check_causes(self, kind: str) -> None:
         if kind == "no-images-available":
             if not self.reported:
-                self.find(Flaw.GROUNDLESS, "nothing to deliver, and nothing reported")
-            for image_id in () if self.asked.abort else self.images.keys() - self.reported.keys():
+                self.find(Flaw.UNJUSTIFIED, "no images available, and none reported")
+            for image_id in () if self.expected.abort else self.images.keys() - self.reported.keys():
                 self.find(Flaw.LOST, "not in the problem document", image_id)
         elif kind == "first-byte-timeout":
-            for image in self.asked.images:
-                if image.seen and not image.grounds:
-                    self.find(Flaw.GROUNDLESS, "no first byte, though it was asked for undisturbed", image.image_id)
-        elif self.arrived.status == 500 or not self.asked.order_grounds:
-            self.find(Flaw.GROUNDLESS, f"status {self.arrived.status} ({kind}) though nothing went wrong")
+            for image in self.expected.images:
+                if image.requests and not image.causes:
+                    self.find(Flaw.UNJUSTIFIED, "first byte timeout, though no fault delayed it", image.image_id)
+        elif self.transfer.status == 500 or not self.expected.order_causes:
+            self.find(Flaw.UNJUSTIFIED, f"status {self.transfer.status} ({kind}) though nothing went wrong")
 
 
-class _Archive(_Case):
-    """A transfer with a clean end."""
+class _ArchiveCheck(_Check):
+    """Checks an archive whose transfer ended cleanly."""
 
-    def __init__(self, asked: Asked, arrived: Arrived) -> None:
-        super().__init__(asked, arrived)
+    def __init__(self, expected: ExpectedArchive, transfer: Transfer) -> None:
+        super().__init__(expected, transfer)
         self.entries: dict[str, bytes] = {}
         self.owners: dict[str, str] = {}
         self.delivered: Counter[str] = Counter()
         self.corrupt: set[str] = set()
 
-    def verdict(self) -> Verdict:
+    def result(self) -> CheckResult:
         if self._open():
             self._match_entries()
             self._read_manifest()
@@ -128,11 +128,11 @@ class _Archive(_Case):
         outcome = Outcome.PARTIAL if self.reported else Outcome.COMPLETE
         if self.findings:
             outcome = Outcome.FAILED
-        return Verdict(outcome, frozenset(self.delivered), self.reported, tuple(self.findings))
+        return CheckResult(outcome, frozenset(self.delivered), self.reported, tuple(self.findings))
 
     def _open(self) -> bool:
         try:
-            with zipfile.ZipFile(io.BytesIO(self.arrived.body)) as archive:
+            with zipfile.ZipFile(io.BytesIO(self.transfer.body)) as archive:
                 damaged = archive.testzip()
                 repeated = [name for name, times in Counter(archive.namelist()).items() if times > 1]
                 # Reading checks the CRC: what testzip() calls damaged raises here.
@@ -151,8 +151,8 @@ class _Archive(_Case):
         return {name: data for name, data in self.entries.items() if name not in {REPORT_NAME, MANIFEST_NAME}}
 
     def _match_entries(self) -> None:
-        by_content = {version: image for image in self.asked.images for version in image.versions}
-        by_stem = {image.stem: image for image in self.asked.images}
+        by_content = {version: image for image in self.expected.images for version in image.versions}
+        by_stem = {image.stem: image for image in self.expected.images}
         for name, data in self._images_in.items():
             namesake = by_stem.get(name.rpartition(".")[0])
             owner = by_content.get(hashlib.sha256(data).hexdigest())
@@ -164,15 +164,15 @@ class _Archive(_Case):
             if namesake is not owner:
                 self.find(Flaw.MISNAMED, f"its content is in the entry {name!r}", owner.image_id)
 
-    def _corrupt(self, name: str, data: bytes, namesake: Expected | None) -> None:
+    def _corrupt(self, name: str, data: bytes, namesake: ExpectedImage | None) -> None:
         image_id = namesake.image_id if namesake else ""
         self.corrupt.add(image_id)
         self.find(Flaw.CORRUPT, f"entry {name!r} of {len(data)} bytes is no version that was offered", image_id)
 
     def _read_manifest(self) -> None:
         if MANIFEST_NAME not in self.entries:
-            if self.asked.manifest_always:
-                self.find(Flaw.COUNTS, "there is no manifest though it was asked for")
+            if self.expected.manifest_always:
+                self.find(Flaw.COUNTS, "the manifest that was requested is missing")
             if REPORT_NAME in self.entries:
                 self.find(Flaw.COUNTS, "there is a report but no manifest")
             return
@@ -198,7 +198,7 @@ class _Archive(_Case):
             self._check_sums(image, self.entries[name])
 
     def _check_sums(self, image: Mapping[str, Any], data: bytes) -> None:
-        sha256 = hashlib.sha256(data).hexdigest() if self.asked.manifest_always else None
+        sha256 = hashlib.sha256(data).hexdigest() if self.expected.manifest_always else None
         truth = {"size": len(data), "crc32": f"{zlib.crc32(data):08x}", "sha256": sha256}
         for name, value in truth.items():
             if image[name] != value:
@@ -214,7 +214,7 @@ class _Archive(_Case):
         if document["counts"] != truth:
             self.find(Flaw.COUNTS, f"the manifest counts {document['counts']}, right is {truth}")
         listed = [image["image_id"] for image in document["images"]]
-        if listed != [image.image_id for image in self.asked.images]:
+        if listed != [image.image_id for image in self.expected.images]:
             self.find(Flaw.COUNTS, "the manifest does not list each image once, in the order's order")
         if document["missing"] != [image_id for image_id in listed if image_id in self.reported]:
             self.find(Flaw.COUNTS, "the manifest's 'missing' does not list the failed images")
@@ -230,16 +230,16 @@ class _Archive(_Case):
                 self.find(Flaw.CONTRADICTION, f"delivered, and reported as {self.reported[image_id]}", image_id)
             if not times and image_id not in self.reported and image_id not in self.corrupt:
                 self.find(Flaw.LOST, "neither delivered nor reported", image_id)
-        self.delivered += Counter()  # asking for an image has put a zero there
-        if self.asked.abort and self.reported:
+        self.delivered += Counter()  # reading a missing key has added a zero
+        if self.expected.abort and self.reported:
             self.find(Flaw.ABORT_IGNORED, f"a clean end with {len(self.reported)} images missing")
 
     def _check_numbers(self) -> None:
         images, failed, total = len(self._images_in), len(self.reported), len(self.images)
         trailers = {"x-downloaded": str(images), "x-failed": str(failed)}
-        if self.arrived.trailers != trailers:
-            self.find(Flaw.COUNTS, f"the trailers are {self.arrived.trailers}, right is {trailers}")
-        if self.arrived.headers.get("x-total-images") != str(total):
+        if self.transfer.trailers != trailers:
+            self.find(Flaw.COUNTS, f"the trailers are {self.transfer.trailers}, right is {trailers}")
+        if self.transfer.headers.get("x-total-images") != str(total):
             self.find(Flaw.COUNTS, f"X-Total-Images is not {total}")
         report = self.entries.get(REPORT_NAME)
         stated = _REPORT_COUNTS.search(report.decode("utf-8", "replace")) if report is not None else None

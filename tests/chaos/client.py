@@ -1,6 +1,6 @@
-"""A caller of the service which sees everything: trailers, and whether the transfer was whole.
+"""A minimal HTTP/1.1 client that reports trailers and how the transfer ended.
 
-By hand on a socket, because aiohttp's client drops trailers, and because it should not share its server's mistakes.
+It reads the socket itself: aiohttp's client drops trailers, and shares code with the server under test.
 """
 
 import asyncio
@@ -9,79 +9,83 @@ from collections.abc import Callable
 
 from yarl import URL
 
-from tests.chaos.evidence import Arrived, Ending
-from tests.chaos.scenario import Manners
+from tests.chaos.model import Ending, Transfer
+from tests.chaos.scenario import ClientBehaviour
 
-# A transfer longer than this hangs: the slowest scenario takes a third of it.
-PATIENCE_SECONDS = 90.0
+# The slowest scenario takes a third of it.
+TRANSFER_TIMEOUT_SECONDS = 90.0
 SEGMENT_BYTES = 1400
 
 
-class _Leaves(Exception):
-    """The caller has had enough."""
+class _ClientLeft(Exception):
+    """The client closes the connection on purpose."""
 
 
-async def download(url: URL, manners: Manners, progress: Callable[[int], None]) -> Arrived:
-    """Download an archive; ``progress`` is told the number of body bytes so far, 0 when the headers are there."""
-    arrived = Arrived()
+async def download(url: URL, behaviour: ClientBehaviour, progress: Callable[[int], None]) -> Transfer:
+    """Download an archive; ``progress`` gets the number of body bytes so far, first 0 after the headers."""
+    transfer = Transfer()
     transport: asyncio.WriteTransport | None = None
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            reader, writer = await _connect(url, manners)
+        async with asyncio.timeout(TRANSFER_TIMEOUT_SECONDS):
+            reader, writer = await _connect(url, behaviour)
             transport = writer.transport
             lines = (f"GET {url.raw_path_qs} HTTP/1.1", f"Host: {url.authority}", "Connection: close", "", "")
             writer.write("\r\n".join(lines).encode("ascii"))
-            await _Reading(reader, manners, progress, arrived).run()
-            arrived.ending = Ending.CLEAN
-    except _Leaves:
-        arrived.ending = Ending.LEFT
+            await _ResponseReader(reader, behaviour, progress, transfer).run()
+            transfer.ending = Ending.CLEAN
+    except _ClientLeft:
+        transfer.ending = Ending.LEFT
     except TimeoutError:
-        arrived.ending = Ending.HUNG
+        transfer.ending = Ending.HUNG
     except (asyncio.IncompleteReadError, ConnectionError, ValueError) as error:
-        arrived.ending, arrived.detail = Ending.BROKEN, f"{type(error).__name__}: {error}"
+        transfer.ending, transfer.detail = Ending.BROKEN, f"{type(error).__name__}: {error}"
     finally:
         if transport is not None:
             transport.abort()
-    return arrived
+    return transfer
 
 
-async def _connect(url: URL, manners: Manners) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(url: URL, behaviour: ClientBehaviour) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     connection = socket.socket()
     connection.setblocking(False)
-    if manners.receive_buffer_bytes is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, manners.receive_buffer_bytes)
+    if behaviour.receive_buffer_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, behaviour.receive_buffer_bytes)
         # Segments of a network's size: those of loopback, 64 KiB, never fit into such a window, and the sender's kernel
         # then sends a window's worth only when its persist timer fires (RFC 9293 section 3.8.6.1), 9 kB a second.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
     try:
         await asyncio.get_running_loop().sock_connect(connection, (url.host, url.port))
-        return await asyncio.open_connection(sock=connection, limit=max(64 * 1024, manners.read_bytes))
+        return await asyncio.open_connection(sock=connection, limit=max(64 * 1024, behaviour.read_bytes))
     except BaseException:
         connection.close()
         raise
 
 
-class _Reading:
-    """One response (RFC 9112), read into ``arrived``. ValueError means that it is not HTTP."""
+class _ResponseReader:
+    """Reads one response (RFC 9112) into ``transfer``; raises ValueError if it is not HTTP."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, manners: Manners, progress: Callable[[int], None], arrived: Arrived
+        self,
+        reader: asyncio.StreamReader,
+        behaviour: ClientBehaviour,
+        progress: Callable[[int], None],
+        transfer: Transfer,
     ) -> None:
         self._reader = reader
-        self._manners = manners
+        self._behaviour = behaviour
         self._progress = progress
-        self._arrived = arrived
+        self._transfer = transfer
         self._paused = False
 
     async def run(self) -> None:
         status_line, *fields = await self._lines()
-        self._arrived.status = int(status_line.split(" ", 2)[1])
-        self._arrived.headers.update(map(_field, fields))
-        await self._take(b"")
-        if self._arrived.headers.get("transfer-encoding") == "chunked":
+        self._transfer.status = int(status_line.split(" ", 2)[1])
+        self._transfer.headers.update(map(_field, fields))
+        await self._receive(b"")
+        if self._transfer.headers.get("transfer-encoding") == "chunked":
             await self._chunks()
         else:
-            await self._body(int(self._arrived.headers["content-length"]))
+            await self._body(int(self._transfer.headers["content-length"]))
         if rest := await self._reader.read(64):
             raise ValueError(f"more after the end: {rest!r}")
 
@@ -96,30 +100,30 @@ class _Reading:
         while size := int((await self._reader.readuntil(b"\r\n")).removesuffix(b"\r\n"), 16):
             await self._body(size)
             if await self._reader.readexactly(2) != b"\r\n":
-                raise ValueError("a chunk does not end where it said")
-        self._arrived.trailers.update(map(_field, await self._lines()))
+                raise ValueError("a chunk does not end after its size")
+        self._transfer.trailers.update(map(_field, await self._lines()))
 
     async def _body(self, size: int) -> None:
         while size:
-            piece = await self._reader.read(min(size, self._manners.read_bytes))
-            if not piece:
+            chunk = await self._reader.read(min(size, self._behaviour.read_bytes))
+            if not chunk:
                 raise asyncio.IncompleteReadError(b"", size)
-            size -= len(piece)
-            await self._take(piece)
+            size -= len(chunk)
+            await self._receive(chunk)
 
-    async def _take(self, piece: bytes) -> None:
-        """Keep a piece of the body, and do what the manners say."""
-        body, manners = self._arrived.body, self._manners
-        body += piece
+    async def _receive(self, chunk: bytes) -> None:
+        """Append a part of the body, and pause or leave as the behaviour says."""
+        body, behaviour = self._transfer.body, self._behaviour
+        body += chunk
         self._progress(len(body))
-        if manners.leave_after_bytes is not None and len(body) >= manners.leave_after_bytes:
-            raise _Leaves
-        for _ in range(manners.turns):
+        if behaviour.leave_after_bytes is not None and len(body) >= behaviour.leave_after_bytes:
+            raise _ClientLeft
+        for _ in range(behaviour.turns):
             await asyncio.sleep(0)
-        pause_after = manners.pause_after_bytes
+        pause_after = behaviour.pause_after_bytes
         if not self._paused and pause_after is not None and len(body) >= pause_after:
             self._paused = True
-            await asyncio.sleep(manners.pause_seconds)
+            await asyncio.sleep(behaviour.pause_seconds)
 
 
 def _field(line: str) -> tuple[str, str]:

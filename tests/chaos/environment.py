@@ -1,4 +1,4 @@
-"""Puts one scenario on the sandbox's stage, and takes down what it really did: the judge's other half."""
+"""Set up one scenario in the sandbox, and derive the expected archive from what the sandbox did."""
 
 import asyncio
 import hashlib
@@ -11,29 +11,29 @@ from typing import Any
 
 from service.sandbox import Fault, Gate, Kind, RequestRecord, Sandbox, SandboxImage
 from service.sandbox.bodies import Body, BytesBody, ChangedBody
-from tests.chaos.evidence import Asked, Expected, Finding, Flaw
+from tests.chaos.model import ExpectedArchive, ExpectedImage, Finding, Flaw
 from tests.chaos.scenario import DRAWN_WIDTH, Change, ImagePart, PlannedChange, Scenario
 
 # A pause of the storage: shorter than the service waits.
 PAUSE_SECONDS = 0.15
-# The service promises to stop every upstream request within a second of its caller's leaving.
-LETTING_GO_SECONDS = 1.0
-# Of look-ups at which the order is shown; more than the service makes for one archive.
+# The service guarantees to stop every upstream request within a second after its client has left.
+CANCEL_TIMEOUT_SECONDS = 1.0
+# Look-ups whose images are recorded; more than the service makes for one archive.
 _LOOK_UPS = 20
 _ADDED_BYTES = 5000
 
 
 @dataclass(slots=True)
 class _Shown:
-    """An image as the order showed it."""
+    """An image as a look-up listed it."""
 
     image_id: str
     name: str
     status: str | None
 
 
-class Stage:
-    """One order in the sandbox, for one archive."""
+class ChaosOrder:
+    """An order of the sandbox with the faults of one scenario."""
 
     def __init__(self, sandbox: Sandbox, scenario: Scenario) -> None:
         self._sandbox = sandbox
@@ -43,12 +43,12 @@ class Stage:
         self._changed: dict[str, str] = {}
         self._versions: dict[str, dict[str, str]] = {}
         self._later = [change for change in scenario.changes if change.after_bytes is not None]
-        self._gates = [asyncio.create_task(_let_go(gate)) for gate in _gates(scenario)]
+        self._gates = [asyncio.create_task(_release_later(gate)) for gate in _gates(scenario)]
 
     @contextmanager
-    def standing(self) -> Iterator[None]:
-        """Have the order there, and nothing of it afterwards."""
-        self._build()
+    def installed(self) -> Iterator[None]:
+        """Add the order to the sandbox, and remove it afterwards."""
+        self._add_order()
         try:
             yield
         finally:
@@ -59,25 +59,25 @@ class Stage:
             del self._sandbox.orders[self._order_id]
 
     def progress(self, received_bytes: int) -> None:
-        """Let happen what was planned for when the caller has so many bytes."""
+        """Apply the changes that are planned at this number of received bytes."""
         due = [planned for planned in self._later if (planned.after_bytes or 0) <= received_bytes]
         for planned in due:
             self._later.remove(planned)
             self._change(planned)
 
     async def still_running(self) -> list[RequestRecord]:
-        """Return the requests to the storage which the service has not let go of in time."""
+        """Return the requests to the storage that the service has not cancelled in time."""
         try:
-            async with asyncio.timeout(LETTING_GO_SECONDS):
+            async with asyncio.timeout(CANCEL_TIMEOUT_SECONDS):
                 while running := self._running():
-                    # Asked whenever any request begins or ends: hence of these few only.
+                    # Evaluated whenever any request begins or ends, hence for these few only.
                     await self._sandbox.wait_until(lambda running=running: all(one.finished for one in running))  # type: ignore[misc]
         except TimeoutError:
             pass
         return self._running()
 
-    def asked(self) -> Asked:
-        """Return what the service had to deliver, in the light of every request it made."""
+    def expected(self) -> ExpectedArchive:
+        """Return what the service had to deliver, given the requests that it made."""
         scenario = self._scenario
         records = defaultdict(list)
         for record in self._requests():
@@ -87,15 +87,15 @@ class Stage:
             for shown, stem in zip(self._shown, _stems([shown.name for shown in self._shown]), strict=True)
             if not scenario.only or shown.image_id in scenario.only
         ]
-        order_grounds = [_words(one) for one in records[None] if one.fault or one.status == 429]
+        order_causes = [_describe(one) for one in records[None] if one.fault or one.status == 429]
         if not self._shown:
-            order_grounds.append("the order shows no image")
-        return Asked(tuple(images), scenario.abort, scenario.manifest_always, tuple(order_grounds))
+            order_causes.append("the order lists no image")
+        return ExpectedArchive(tuple(images), scenario.abort, scenario.manifest_always, tuple(order_causes))
 
-    def leaks(self) -> list[Finding]:
-        """Return the requests which brought the API's key to the storage."""
+    def key_leaks(self) -> list[Finding]:
+        """Return the requests that sent the API key to the storage."""
         return [
-            Finding(Flaw.KEY_LEAKED, _words(one), one.image_id or "")
+            Finding(Flaw.KEY_LEAKED, _describe(one), one.image_id or "")
             for one in self._requests()
             if one.origin == "storage" and "x-api-key" in one.headers
         ]
@@ -107,7 +107,7 @@ class Stage:
     def _running(self) -> list[RequestRecord]:
         return [one for one in self._requests() if one.origin == "storage" and not one.finished]
 
-    def _build(self) -> None:
+    def _add_order(self) -> None:
         scenario, sandbox = self._scenario, self._sandbox
         images = [_sandbox_image(part) for part in scenario.images]
         sandbox.add_order(images, f"Chaos {scenario.number}", order_id=self._order_id, merging=scenario.merging)
@@ -121,15 +121,15 @@ class Stage:
             if planned.after_bytes is None:
                 sandbox.on_poll(self._order_id, 1, lambda planned=planned: self._change(planned))  # type: ignore[misc]
         for number in range(1, _LOOK_UPS):
-            sandbox.on_poll(self._order_id, number, self._take_picture)
+            sandbox.on_poll(self._order_id, number, self._record_shown_images)
 
-    def _take_picture(self) -> None:
-        """Remember what the order shows: that is what an archive of it must hold."""
+    def _record_shown_images(self) -> None:
+        """Record the images that the order lists: those that an archive of it must have."""
         order = self._sandbox.orders[self._order_id]
         self._shown = [] if order.is_merging else [_Shown(i.image_id, i.name, i.status) for i in order.images]
 
     def _all_versions(self, part: ImagePart) -> dict[str, str]:
-        """Return the SHA-256 of each version which the storage may offer, by the fault that offers it."""
+        """Return the SHA-256 of each version that the storage may offer, by its fault."""
         rendering: dict[str, Any] = {}
         for name, value in self._scenario.rendering.items():
             rendering[name] = value if name == "format" else float(value) if name == "scale" else int(value)
@@ -143,7 +143,7 @@ class Stage:
         return {kind: hashlib.sha256(body.read(0, body.size)).hexdigest() for kind, body in versions.items()}
 
     def _change(self, planned: PlannedChange) -> None:
-        image_id = self._scenario.images[planned.place].image_id
+        image_id = self._scenario.images[planned.position].image_id
         self._changed[image_id] = planned.change
         match planned.change:
             case Change.REMOVED:
@@ -154,29 +154,29 @@ class Stage:
                 self._sandbox.set_status(image_id, "processing")
             case Change.ADDED:
                 del self._changed[image_id]
-                self._add(planned.place)
+                self._add(planned.position)
 
-    def _add(self, place: int) -> None:
-        """Let one more image join the order; it counts only if that is before the look-up is answered."""
-        image_id = str(uuid.uuid5(uuid.UUID(self._order_id), str(place)))
-        image = SandboxImage(f"added {place:02}.jpg", image_id=image_id, size_bytes=_ADDED_BYTES)
+    def _add(self, position: int) -> None:
+        """Add an image to the order; it counts only if a look-up lists it."""
+        image_id = str(uuid.uuid5(uuid.UUID(self._order_id), str(position)))
+        image = SandboxImage(f"added {position:02}.jpg", image_id=image_id, size_bytes=_ADDED_BYTES)
         self._sandbox.add_image(self._order_id, image)
         body = self._sandbox.body(image_id)
         self._versions[image_id] = {"": hashlib.sha256(body).hexdigest()}
 
-    def _expected(self, shown: _Shown, stem: str, records: list[RequestRecord]) -> Expected:
+    def _expected(self, shown: _Shown, stem: str, records: list[RequestRecord]) -> ExpectedImage:
         versions = self._versions[shown.image_id]
         offered = {versions[one.fault or ""] for one in records if one.origin == "storage" and one.fault in versions}
-        grounds = [_words(one) for one in records if one.fault or one.status == 429]
+        causes = [_describe(one) for one in records if one.fault or one.status == 429]
         if shown.status != "processed":
-            grounds.append(f"its status is {shown.status}")
+            causes.append(f"its status is {shown.status}")
         if shown.image_id in self._changed:
-            grounds.append(self._changed[shown.image_id])
-        seen = " ".join(map(_words, records))
-        return Expected(shown.image_id, stem, frozenset(offered | {versions[""]}), tuple(grounds), seen)
+            causes.append(self._changed[shown.image_id])
+        requests = " ".join(map(_describe, records))
+        return ExpectedImage(shown.image_id, stem, frozenset(offered | {versions[""]}), tuple(causes), requests)
 
 
-async def _let_go(gate: Gate) -> None:
+async def _release_later(gate: Gate) -> None:
     await gate.reached.wait()
     await asyncio.sleep(PAUSE_SECONDS)
     gate.release()
@@ -204,23 +204,23 @@ def _sandbox_image(part: ImagePart) -> SandboxImage:
 
 
 def _stems(names: list[str]) -> list[str]:
-    """Number the names that repeat; the scenario's names need no other care."""
-    seen: Counter[str] = Counter()
+    """Number repeated names; the scenario's names need no other change."""
+    counts: Counter[str] = Counter()
     stems = []
     for name in names:
         stem = name.rpartition(".")[0]
-        seen[stem] += 1
-        stems.append(stem if seen[stem] == 1 else f"{stem}_{seen[stem]}")
+        counts[stem] += 1
+        stems.append(stem if counts[stem] == 1 else f"{stem}_{counts[stem]}")
     return stems
 
 
 def _image_of(record: RequestRecord) -> str | None:
     if record.image_id is None and record.origin == "asset":
-        # Refused before the sandbox looked who it is for: the path still says it.
+        # Rejected before the sandbox had found the image: the path has its id.
         return record.path.rstrip("/").rpartition("/")[2]
     return record.image_id
 
 
-def _words(record: RequestRecord) -> str:
-    part = f" {asked}" if (asked := record.headers.get("Range")) else ""
-    return f"[{record.origin}{part}: {record.fault or 'as usual'} {record.status or '-'}, {record.bytes_sent} B]"
+def _describe(record: RequestRecord) -> str:
+    part = f" {requested}" if (requested := record.headers.get("Range")) else ""
+    return f"[{record.origin}{part}: {record.fault or 'no fault'} {record.status or '-'}, {record.bytes_sent} B]"

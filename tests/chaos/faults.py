@@ -1,4 +1,4 @@
-"""What goes wrong in a chaos run: draws the faults of one image or one order look-up. Pure: dice in, faults out."""
+"""Draw the faults of one image or one order look-up. Pure: random generator in, faults out."""
 
 import random
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from typing import Any
 
 from service.sandbox import Fault, Gate, Kind
 
-# Requests of one image for which faults are drawn; the service makes fewer unless its caller holds it back.
+# Requests of one image for which faults are drawn; the service makes fewer unless backpressure makes it resume.
 SCRIPTED_REQUESTS = 8
-# Beyond any image here: the sandbox cuts before the last byte instead.
+# Beyond any image: the sandbox then cuts before the last byte.
 BEYOND_THE_END = 10**9
 
 _RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 _FINAL_STATUSES = (400, 401, 402, 403, 404, 410, 418, 422)
-# Most must be worth another try, or hardly an image would need its fourth one.
+# Most must be retryable, or hardly any image would reach its fourth attempt.
 _FINAL_SHARE = 0.2
 _RETRY_AFTER = (None, None, None, 0, 1, "soon", "Mon, 01 Sep 2025 09:30:00 GMT", "-1")
-# No names to be resolved, no address beyond this machine. Port 1 refuses; "/v3/orders" is JSON to those with the key.
+# No DNS, loopback only. Port 1 refuses; "/v3/orders" is JSON with the API key.
 _ELSEWHERE = ("ftp://127.0.0.1/1.jpg", "http://127.0.0.1:1/1.jpg", "http://[::1", "/nowhere", "/v3/orders", "//", "#")
 
 _AT_EVERY_HOP = (
@@ -26,7 +26,7 @@ _AT_EVERY_HOP = (
 _REDIRECTS = (Kind.REDIRECT_LOOP, Kind.REDIRECT_MANY, Kind.REDIRECT_TO, Kind.REFUSED)
 _LOOK_UP = (*_AT_EVERY_HOP, Kind.NOT_JSON, Kind.WRONG_SHAPE)
 _CUTS = (Kind.RESET, Kind.STALL, Kind.CLOSE_EARLY, Kind.CHUNKED_UNTERMINATED)
-# What makes a difference only to a download that goes on after a break.
+# Faults that only affect a resumed download.
 _RESUMPTIONS = (
     Kind.CHANGED, Kind.CHANGED_SILENTLY, Kind.NO_ETAG, Kind.WEAK_ETAG, Kind.NO_RANGES,
     Kind.WRONG_OFFSET, Kind.WRONG_TOTAL, Kind.WRONG_ETAG, Kind.NO_LENGTH, Kind.CLOSE_DELIMITED,
@@ -49,7 +49,7 @@ def hop_faults(dice: random.Random, rate: float) -> tuple[Fault | None, ...]:
 
 
 def outage_faults(dice: random.Random) -> tuple[Fault, ...]:
-    """Draw the faults of an image's requests to an API that is down."""
+    """Draw the faults of an image's requests during an outage of the API."""
     down = (Fault(Kind.STATUS), Fault(Kind.RESET))
     return tuple(dice.choice(down) for _ in range(SCRIPTED_REQUESTS))
 
@@ -62,10 +62,10 @@ def look_up_faults(dice: random.Random, rate: float) -> tuple[Fault | None, ...]
 def storage_faults(dice: random.Random, rate: float, size: int, *, has_end_marker: bool) -> tuple[Fault | None, ...]:
     """Draw the faults of an image's requests to the storage.
 
-    Cuts and what may follow them come in pairs too: left to chance alone, few downloads would break and then find
-    the image changed. ``has_end_marker`` says whether the image ends in one: ``WRONG_MAGIC`` sends other
-    content under the entity tag of the image (against RFC 9110 section 8.8.1), and on a resumed request nothing else
-    could betray it.
+    Truncations are also drawn in pairs with what may follow: independent draws would rarely truncate a download and
+    then change the image. ``has_end_marker`` says whether the image ends in a marker: ``WRONG_MAGIC`` sends other
+    content under the entity tag of the image (against RFC 9110 section 8.8.1), which nothing else could detect on a
+    resumed request.
     """
     kinds = (*_AT_STORAGE, Kind.WRONG_MAGIC) if has_end_marker else _AT_STORAGE
     faults: list[Fault | None] = []
@@ -82,7 +82,7 @@ def _drawn(dice: random.Random, kinds: Sequence[Kind], rate: float, size: int) -
 
 
 def _fault(dice: random.Random, kind: Kind, size: int, *, in_body: bool = False) -> Fault:
-    """Draw the parameters of a fault; ``size`` is 0 where there is no body to be cut."""
+    """Draw the parameters of a fault; ``size`` is 0 without a body."""
     chosen: dict[str, Any] = {}
     match kind:
         case Kind.STATUS:
@@ -106,6 +106,6 @@ def _fault(dice: random.Random, kind: Kind, size: int, *, in_body: bool = False)
 
 
 def _cut(dice: random.Random, size: int) -> int:
-    """Return where a body breaks: anywhere, but often at the edges, where mistakes live."""
+    """Return where a body is truncated: anywhere, but often at the edges."""
     edges = (0, 1, dice.randrange(64), dice.randrange(4096), size - 1, BEYOND_THE_END)
     return dice.choice(edges) if dice.random() < 0.5 else dice.randrange(size)

@@ -1,4 +1,4 @@
-"""Adds up a chaos run and prints it as a table and, for each finding, a line to reproduce it by."""
+"""The totals of a chaos run, as a table with a line to reproduce each finding."""
 
 import json
 from collections import Counter
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.chaos.evidence import Asked, Finding, Flaw, Outcome, Verdict
+from tests.chaos.model import CheckResult, ExpectedArchive, Finding, Flaw, Outcome
 from tests.chaos.scenario import Scenario
 
-# What the service's log says about how it helped itself, in the table's words.
+# Recoveries that the service logs, as named in the table.
 RECOVERIES = {
     ("image.retried", "from the start"): "tried again from the start",
     ("image.retried", "after a part"): "tried again for the rest",
@@ -18,13 +18,13 @@ RECOVERIES = {
     ("image.rolled_back", ""): "rolled back",
     ("order.retried", ""): "order looked up again",
     ("upstream.throttled", ""): "slowed down after a 429",
-    ("archive.upstream_abandoned", ""): "gave an upstream up",
+    ("archive.upstream_abandoned", ""): "gave up on the upstream",
 }
 
 
 @dataclass(slots=True)
 class Tally:
-    """The sums of one run. ``faults`` and ``recoveries`` are known at its end."""
+    """The totals of one run; ``faults`` and ``recoveries`` are filled in at its end."""
 
     seed: int
     seconds: float = 0.0
@@ -38,28 +38,28 @@ class Tally:
     flaws: Counter[Flaw] = field(default_factory=Counter)
     lines: list[str] = field(default_factory=list)
 
-    def add(self, scenario: Scenario, asked: Asked, verdict: Verdict) -> None:
+    def add(self, scenario: Scenario, expected: ExpectedArchive, result: CheckResult) -> None:
         """Count one archive."""
-        self.outcomes[verdict.outcome] += 1
-        self.images["delivered"] += len(verdict.delivered)
-        self.images.update(f"reported: {reason}" for reason in verdict.reported.values())
-        seen = {image.image_id: image.seen for image in asked.images}
-        for finding in verdict.findings:
+        self.outcomes[result.outcome] += 1
+        self.images["delivered"] += len(result.delivered)
+        self.images.update(f"reported: {reason}" for reason in result.reported.values())
+        requests_of = {image.image_id: image.requests for image in expected.images}
+        for finding in result.findings:
             self.flaws[finding.flaw] += 1
             where = f"archive {scenario.number}, order {scenario.order_id}"
             image = f", image {finding.image_id}" if finding.image_id else ""
-            requests = seen.get(finding.image_id) or "; ".join(asked.order_grounds)
+            requests = requests_of.get(finding.image_id) or "; ".join(expected.order_causes)
             again = f"--seed {self.seed} --only {scenario.number}"
             self.lines.append(f"{finding.flaw}: {finding.detail} ({where}{image}; {again})\n    {requests}")
 
     def add_run(self, findings: Iterable[Finding]) -> None:
-        """Count what concerns no single archive."""
+        """Count findings that belong to no single archive."""
         for finding in findings:
             self.flaws[finding.flaw] += 1
             self.lines.append(f"{finding.flaw}: {finding.detail}")
 
     def add_log(self, events: Sequence[Mapping[str, object]]) -> None:
-        """Count the recoveries which the service's log tells of."""
+        """Count the recoveries in the service's log."""
         for event in events:
             if words := RECOVERIES.get((str(event.get("event")), _step(event))):
                 self.recoveries[words] += 1
@@ -67,11 +67,11 @@ class Tally:
     def table(self) -> str:
         """Return everything as text, aligned."""
         images = sum(self.images.values())
-        head = (
+        title = (
             f"chaos: seed {self.seed}, {sum(self.outcomes.values())} archives, {images} images accounted for, "
             f"{self.bytes_received / 1e6:.0f} MB, {self.seconds:.0f} s, {self.clients} clients"
         )
-        second = "every archive" if self.unzip else "nothing: it is not installed"
+        tested = "every archive" if self.unzip else "nothing: it is not installed"
         sections = [
             ("archives", _all(Outcome, self.outcomes)),
             ("images", dict(self.images.most_common())),
@@ -79,7 +79,7 @@ class Tally:
             ("recovered", _all(RECOVERIES.values(), self.recoveries)),
             ("flaws", _all(Flaw, self.flaws)),
         ]
-        return "\n".join([head, *(_section(*one) for one in sections), f"\nunzip has tested {second}", *self.lines])
+        return "\n".join([title, *(_section(*one) for one in sections), f"\nunzip has tested {tested}", *self.lines])
 
 
 def events_of(lines: Iterable[str]) -> list[dict[str, object]]:

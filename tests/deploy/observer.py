@@ -1,4 +1,4 @@
-"""A real Prometheus with the shipped configuration, watching one service; and answers to PromQL from it."""
+"""A real Prometheus with the shipped configuration that scrapes one service, and PromQL queries to it."""
 
 import asyncio
 import re
@@ -14,27 +14,27 @@ from aiohttp import web
 
 from tests.deploy.shipped import CONFIG, load, require_tool
 
-# Scraping once a second, this is how long anything may take to show: far longer than it does, also on a busy machine.
-MOST_SCRAPES = 45
+# With one scrape a second, the bound for a change to appear: far more than it takes, even on a busy machine.
+MAX_SCRAPES = 45
 
 
 class Scrapes:
-    """Passes Prometheus's scrapes on to the service. So a test can wait for a scrape instead of for the clock."""
+    """Forwards scrapes to the service, so that a test can wait for a scrape instead of for a time."""
 
     def __init__(self, client: aiohttp.ClientSession, service: str) -> None:
         self._client = client
         self._service = service
         self._scraped = asyncio.Event()
 
-    async def relay(self, request: web.Request) -> web.Response:
-        """Answer a scrape with what the service answers."""
+    async def forward(self, request: web.Request) -> web.Response:
+        """Forward one scrape to the service."""
         async with self._client.get(f"{self._service}{request.path}", headers=_accepted(request)) as response:
             body, content_type = await response.read(), response.headers["Content-Type"]
         self._scraped.set()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def next(self) -> None:
-        """Wait for a scrape that begins from now on. The one before has then been stored."""
+        """Wait for the next scrape. The previous one has then been stored."""
         self._scraped.clear()
         await self._scraped.wait()
 
@@ -52,14 +52,14 @@ class Observer:
     scrapes: Scrapes
 
     async def get(self, path: str, **parameters: str) -> Any:
-        """Return the data of an answer of Prometheus's HTTP API."""
+        """Return the data of a response of Prometheus's HTTP API."""
         async with self.client.get(f"{self.url}/api/v1/{path}", params=parameters) as response:
-            answer = await response.json()
-        assert answer["status"] == "success", (path, parameters, answer)
-        return answer["data"]
+            document = await response.json()
+        assert document["status"] == "success", (path, parameters, document)
+        return document["data"]
 
-    async def ask(self, expression: str) -> dict[tuple[str, ...], float]:
-        """Return an expression's values now, by the values of their labels (in the order of the labels' names)."""
+    async def query(self, expression: str) -> dict[tuple[str, ...], float]:
+        """Return the current values of an expression by label values, in the order of the label names."""
         data = await self.get("query", query=expression)
         assert data["resultType"] == "vector", expression
         return {
@@ -67,22 +67,22 @@ class Observer:
             for series in data["result"]
         }
 
-    async def until(self, condition: Callable[[], Awaitable[object]], complaint: Callable[[], str]) -> None:
-        """Return as soon as the condition holds, asked after each scrape; fail if it does not in good time."""
-        for _ in range(MOST_SCRAPES):
+    async def until(self, condition: Callable[[], Awaitable[object]], message: Callable[[], str]) -> None:
+        """Wait for the condition, evaluated after each scrape; fail after MAX_SCRAPES."""
+        for _ in range(MAX_SCRAPES):
             if await condition():
                 return
             await self.scrapes.next()
-        raise AssertionError(complaint())
+        raise AssertionError(message())
 
 
 @asynccontextmanager
 async def observing(client: aiohttp.ClientSession, service: str, folder: Path) -> AsyncIterator[Observer]:
-    """Start Prometheus with the shipped configuration, watching the service at this URL."""
+    """Start Prometheus with the shipped configuration, scraping the service at this URL."""
     binary = require_tool("prometheus")
     async with AsyncExitStack() as stack:
         scrapes = Scrapes(client, service)
-        target = await stack.enter_async_context(_serving(scrapes.relay))
+        target = await stack.enter_async_context(_serving(scrapes.forward))
         config = folder / "prometheus.yml"
         config.write_text(yaml.safe_dump(_config_for(target)), encoding="utf-8")
         address = await stack.enter_async_context(_prometheus(binary, config, folder / "data"))
@@ -90,7 +90,7 @@ async def observing(client: aiohttp.ClientSession, service: str, folder: Path) -
 
 
 def _config_for(target: str) -> dict[str, Any]:
-    """Return the shipped configuration: another target, once a second, and the shipped rules where they are."""
+    """Return the shipped configuration with another target, a scrape every second, and absolute paths of the rules."""
     config: dict[str, Any] = dict(load(CONFIG))
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(CONFIG.parent / pattern) for pattern in config["rule_files"]]
@@ -132,7 +132,7 @@ async def _prometheus(binary: str, config: Path, data: Path) -> AsyncIterator[st
 
 
 async def _read_log(stream: asyncio.StreamReader, ready: asyncio.Future[str]) -> None:
-    """Read all of the log (a full pipe would stop the process); tell the address when it is ready."""
+    """Read all of the log, because a full pipe would block the process; set the address once it is ready."""
     lines, address = [], ""
     while line := (await stream.readline()).decode():
         lines.append(line)

@@ -1,4 +1,4 @@
-"""What the repository ships for operators, read as data: rules, their tests, the dashboard, the runbook."""
+"""The shipped files for operators as data: rules, their tests, the dashboard, the runbook."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ RULE_TESTS = RULES / "tests"
 RUNBOOK = DEPLOY / "RUNBOOK.md"
 DASHBOARD = DEPLOY / "grafana" / "dashboard.json"
 
-# What Grafana puts in for its variables.
+# Values for Grafana's variables.
 _VARIABLES = {"$__rate_interval": "1m", "$__interval": "15s", "$__range": "5m", "$instance": ".*"}
 
 _STRING = re.compile(r'"[^"]*"')
@@ -31,7 +31,7 @@ _WORDS = frozenset({"and", "or", "unless", "bool", "offset", "Inf", "NaN"})
 
 
 def require_tool(name: str) -> str:
-    """Return the path of a program; without it the test fails in CI, and is skipped on a user's machine."""
+    """Return the path of a program; without it the test fails in CI and is skipped elsewhere."""
     if (path := shutil.which(name)) is None:
         if os.environ.get("CI"):
             pytest.fail(f"{name} is not installed")
@@ -47,7 +47,7 @@ def load(path: Path) -> Any:
 
 @functools.cache
 def rules(kind: str) -> dict[str, dict[str, Any]]:
-    """Return all rules of a kind ("alert" or "record") by their name; a name may stand there once only."""
+    """Return all rules of a kind ("alert" or "record") by name; names are unique."""
     found = [
         rule
         for path in sorted(RULES.glob("*.yml"))
@@ -84,7 +84,7 @@ def filled_in(expression: str) -> str:
 
 
 def selectors(expression: str) -> Iterator[tuple[str, str]]:
-    """Yield the name and the label matchers of every series that an expression asks for."""
+    """Yield the name and the label matchers of every series that an expression selects."""
     bare = _RANGE.sub(" ", _GROUPING.sub(" ", _hide_strings_outside_matchers(expression)))
     for match in _SELECTOR.finditer(bare):
         if match["name"] not in _WORDS:
@@ -92,7 +92,7 @@ def selectors(expression: str) -> Iterator[tuple[str, str]]:
 
 
 def _hide_strings_outside_matchers(expression: str) -> str:
-    # label_replace() and its like take strings; inside of braces strings are matchers, and stay.
+    # Strings inside braces are matchers and stay; the others are arguments, of label_replace() for example.
     kept, position = [], 0
     for match in _MATCHERS.finditer(expression):
         kept += [_STRING.sub(" ", expression[position : match.start()]), match[0]]

@@ -19,7 +19,7 @@ from service.upstream.retry import MAX_FREE_RETRIES
 from service.upstream.url_policy import UrlPolicy
 from tests.archives import add_order, download, entries, failures_in, images_in, images_url, jpeg, manifest_in
 from tests.conftest import StartService
-from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, Judge
+from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, ZipReader
 
 SIZE = 300_000
 CUT = 120_000
@@ -432,7 +432,7 @@ async def test_failing_upstream_is_abandoned(
 
 @pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
 async def test_rolled_back_entries_are_invisible(
-    judge: Judge, sandbox: Sandbox, service: str, client: aiohttp.ClientSession, tmp_path: Path
+    judge: ZipReader, sandbox: Sandbox, service: str, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     """Every unzip program sees only the complete images of an archive with rolled-back entries."""
     order = add_order(sandbox, [SIZE] * 4)

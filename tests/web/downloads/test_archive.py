@@ -25,7 +25,7 @@ from service.sandbox import (
 )
 from tests.archives import add_order, download, entries, failures_in, images_in, images_url, jpeg, manifest_in
 from tests.conftest import StartService
-from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, Judge
+from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, ZipReader
 
 BROKEN = Fault(Kind.STATUS, status=404)
 
@@ -40,7 +40,7 @@ async def test_demo_order_arrives_bit_exact(sandbox: Sandbox, service: str, clie
 
 @pytest.mark.parametrize("reader", CENTRAL_DIRECTORY_READERS)
 async def test_every_unzip_program_reads_it(
-    reader: Judge,
+    reader: ZipReader,
     sandbox: Sandbox,
     service: str,
     client: aiohttp.ClientSession,

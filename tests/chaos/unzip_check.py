@@ -1,4 +1,4 @@
-"""Info-ZIP's unzip as a second opinion on every archive; its code has nothing in common with Python's zipfile."""
+"""Check every archive with Info-ZIP's unzip too, which shares no code with Python's zipfile."""
 
 import asyncio
 import os
@@ -7,12 +7,12 @@ import tempfile
 
 
 def find_unzip() -> str | None:
-    """Return the program, if it is installed."""
+    """Return the path of unzip, or None if it is not installed."""
     return shutil.which("unzip")
 
 
-async def complaint_of(unzip: str, archive: bytes | bytearray) -> str | None:
-    """Let unzip test an archive; return what it complains about, if it does."""
+async def unzip_error(unzip: str, archive: bytes | bytearray) -> str | None:
+    """Test an archive with unzip; return its error message, or None."""
     with tempfile.NamedTemporaryFile(suffix=".zip") as file:
         await asyncio.to_thread(_write, file.fileno(), archive)
         process = await asyncio.create_subprocess_exec(

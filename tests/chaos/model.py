@@ -1,4 +1,4 @@
-"""What the judge is shown, and what it says: plain facts, no I/O."""
+"""What a check compares, and its result: plain data, no I/O."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,17 +6,17 @@ from enum import StrEnum
 
 
 class Ending(StrEnum):
-    """How a transfer ended, as HTTP tells it."""
+    """How a transfer ended, as seen by its client."""
 
     CLEAN = "clean"
     BROKEN = "broken"
-    LEFT = "left"  # by the caller
+    LEFT = "left"  # by the client
     HUNG = "hung"
 
 
 @dataclass(slots=True)
-class Arrived:
-    """What the caller received: names of ``headers`` and ``trailers`` in lower case, the ``body`` without chunks."""
+class Transfer:
+    """A received response: lower-case names of ``headers`` and ``trailers``, the decoded ``body``."""
 
     ending: Ending = Ending.BROKEN
     status: int = 0
@@ -27,47 +27,47 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """An image that was asked for.
+class ExpectedImage:
+    """A requested image.
 
-    ``stem`` is its entry's name without extension, ``versions`` the SHA-256 of each complete version which the
-    storage has offered. ``grounds`` is whatever may excuse its absence; ``seen`` tells a developer of its requests.
+    ``stem`` is its entry's name without extension, ``versions`` the SHA-256 of each complete version that the storage
+    has offered. ``causes`` are the faults that justify its absence; ``requests`` describes its requests.
     """
 
     image_id: str
     stem: str
     versions: frozenset[str]
-    grounds: tuple[str, ...] = ()
-    seen: str = ""
+    causes: tuple[str, ...] = ()
+    requests: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the caller asked for; ``order_grounds`` is whatever may excuse that there is no archive at all."""
+class ExpectedArchive:
+    """A requested archive; ``order_causes`` are the faults that justify an error instead of an archive."""
 
-    images: tuple[Expected, ...]
+    images: tuple[ExpectedImage, ...]
     abort: bool = False
     manifest_always: bool = False
-    order_grounds: tuple[str, ...] = ()
+    order_causes: tuple[str, ...] = ()
 
 
 class Outcome(StrEnum):
-    """What became of an archive, in the table's words."""
+    """The outcome of an archive, as printed in the table."""
 
     COMPLETE = "complete"
     PARTIAL = "partial, the rest reported"
     REFUSED = "problem document"
-    ABORTED = "broken off as asked (on_error=abort)"
-    LEFT = "the caller left"
-    FAILED = "not as it must be"
+    ABORTED = "aborted as requested (on_error=abort)"
+    LEFT = "the client left"
+    FAILED = "wrong"
 
 
 class Flaw(StrEnum):
-    """What must never happen."""
+    """A violation of what the service guarantees."""
 
     LOST = "lost"  # neither delivered nor reported
     CORRUPT = "corrupt"  # delivered, but no version of the image
-    BROKEN = "broken"  # a transfer cut without need
+    BROKEN = "broken"  # a transfer aborted without a cause
     HUNG = "hung"
     TWICE = "twice"  # two entries with one name, or of one image
     CONTRADICTION = "contradiction"  # delivered and reported, or reported twice
@@ -76,12 +76,12 @@ class Flaw(StrEnum):
     COUNTS = "counts"  # headers, trailers, manifest or report state other numbers
     CHECKSUM = "checksum"  # the manifest states another size or checksum
     REASON = "reason"  # a reason which is not in the list
-    GROUNDLESS = "groundless"  # reported or refused though nothing went wrong
-    ABORT_IGNORED = "abort ignored"  # a clean end though all or nothing was asked for
+    UNJUSTIFIED = "unjustified"  # reported or rejected without a fault
+    ABORT_IGNORED = "abort ignored"  # a clean end of an incomplete archive with on_error=abort
     STILL_RUNNING = "still running"  # requests to the storage after the end of their archive
     KEY_LEAKED = "key leaked"
     TARGET_REUSED = "target reused"
-    SERVICE = "service"  # it logged an error or a secret, or did not stop properly
+    SERVICE = "service"  # it logged an error or a secret, or did not stop in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one archive: the reason of each image reported, and everything that is wrong."""
+class CheckResult:
+    """The outcome of one archive, with the reason of each reported image and all findings."""
 
     outcome: Outcome
     delivered: frozenset[str] = frozenset()
