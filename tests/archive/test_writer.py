@@ -119,53 +119,53 @@ def test_empty_chunk_adds_nothing(layout: Layout) -> None:
 
 
 @both_layouts
-@pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
-def test_empty_entry_is_extracted(judge: ZipReader, layout: Layout, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", CENTRAL_DIRECTORY_READERS)
+def test_empty_entry_is_extracted(reader: ZipReader, layout: Layout, tmp_path: Path) -> None:
     """An entry may have no bytes."""
     writer = ArchiveWriter(layout)
     path = tmp_path / "images.zip"
     path.write_bytes(b"".join([writer.add("empty", b""), writer.add("a.jpg", b"image"), *writer.finish()]))
 
-    assert judge(path) == {"empty": b"", "a.jpg": b"image"}
+    assert reader(path) == {"empty": b"", "a.jpg": b"image"}
 
 
 @both_layouts
-@pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
+@pytest.mark.parametrize("reader", CENTRAL_DIRECTORY_READERS)
 @pytest.mark.parametrize("order", ["ggg", "grggr", "grrgrrg"])
 def test_unzip_programs_extract_finished_entries_only(
-    judge: ZipReader, order: str, layout: Layout, tmp_path: Path
+    reader: ZipReader, order: str, layout: Layout, tmp_path: Path
 ) -> None:
     """Programs that read the central directory find exactly the finished entries, bit for bit."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, layout))
 
-    assert judge(path) == GOOD
+    assert reader(path) == GOOD
 
 
-@pytest.mark.parametrize("judge", STREAM_READERS)
+@pytest.mark.parametrize("reader", STREAM_READERS)
 @pytest.mark.parametrize("order", ["ggg", "grggr", "rggg", "grrgrrg"])
-def test_streamable_archive_can_be_read_from_a_pipe(judge: ZipReader, order: str, tmp_path: Path) -> None:
+def test_streamable_archive_can_be_read_from_a_pipe(reader: ZipReader, order: str, tmp_path: Path) -> None:
     """Readers of a pipe find every finished entry bit for bit, and the sent bytes of a rolled-back one."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, Layout.STREAMABLE))
-    found = judge(path)
+    found = reader(path)
 
     assert found.pop("half.jpg", None) == (HALF_IMAGE if "r" in order else None)
     assert found == GOOD
 
 
 @both_layouts
-@pytest.mark.parametrize("judge", CENTRAL_DIRECTORY_READERS)
+@pytest.mark.parametrize("reader", CENTRAL_DIRECTORY_READERS)
 @pytest.mark.parametrize("order", ["rggg", "rrgrgg"])
 def test_roll_back_of_the_first_entry_loses_no_other(
-    judge: ZipReader, order: str, layout: Layout, tmp_path: Path
+    reader: ZipReader, order: str, layout: Layout, tmp_path: Path
 ) -> None:
     """Every finished entry is found although the archive begins with a rolled-back one, which only 7-Zip shows."""
     path = tmp_path / "images.zip"
     path.write_bytes(_archive(order, layout))
-    found = judge(path)
+    found = reader(path)
 
-    if judge is seven_zip:
+    if reader is seven_zip:
         assert found.pop("half.jpg", HALF_IMAGE) == HALF_IMAGE
     assert found == GOOD
 
