@@ -6,7 +6,7 @@ Nothing happens at import, so two apps fit one process. ``service.contexts`` wir
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
@@ -16,6 +16,8 @@ from service.monitoring.logs import Redactor
 from service.monitoring.metrics import Metrics, observe_loop_lag
 from service.monitoring.sentry import reporting
 from service.settings import Settings
+from service.upstream.http.connection import ConnectionPool
+from service.upstream.http.dial import Dialer
 from service.upstream.http.session import open_session
 from service.web.auth.context import AUTH
 from service.web.http.context import HTTP
@@ -45,6 +47,9 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
         )
         # Sentry may be self-hosted on a private network. Its URL comes from the settings alone, without redirects.
         sentry_session = open_session(allow_private=True, connect_timeout_seconds=settings.connect_timeout_seconds)
+        dialer = Dialer(
+            allow_private=settings.allow_private_upstream, connect_timeout_seconds=settings.connect_timeout_seconds
+        )
         dsn, redactor = settings.sentry_dsn, Redactor(settings.secrets())
         async with (
             api_session,
@@ -56,19 +61,21 @@ def create_app(settings: Settings, *, demo_order_id: str | None = None) -> web.A
             ) as report_fault,
         ):
             metrics = Metrics(version=_version())
-            add_contexts(
-                app,
-                settings,
-                metrics,
-                version=_version(),
-                api_session=api_session,
-                sentry_session=sentry_session,
-                redact=redactor.clean,
-                report_fault=report_fault,
-                demo_order_id=demo_order_id,
-            )
-            async with _observing_loop_lag(metrics):
-                yield
+            with closing(ConnectionPool(dialer)) as api_connections:
+                add_contexts(
+                    app,
+                    settings,
+                    metrics,
+                    version=_version(),
+                    api_session=api_session,
+                    api_connections=api_connections,
+                    sentry_session=sentry_session,
+                    redact=redactor.clean,
+                    report_fault=report_fault,
+                    demo_order_id=demo_order_id,
+                )
+                async with _observing_loop_lag(metrics):
+                    yield
 
     app.cleanup_ctx.append(resources)
     return app

@@ -22,6 +22,7 @@ from service.streaming.archive_stream import StreamLimits
 from service.upstream.api import UpstreamClient
 from service.upstream.clients import create_clients
 from service.upstream.health import UpstreamHealth
+from service.upstream.http.connection import ConnectionPool
 from service.upstream.order_watcher import FetchOrder, OrderWatcher
 from service.upstream.sentry_api import SentryApi
 from service.upstream.uploads import UploadClient
@@ -43,6 +44,7 @@ def add_contexts(
     *,
     version: str,
     api_session: ClientSession,
+    api_connections: ConnectionPool,
     sentry_session: ClientSession,
     redact: Callable[[str], str],
     report_fault: Report,
@@ -53,7 +55,7 @@ def add_contexts(
     health = UpstreamHealth(time.monotonic)
     metrics.upstream_failing.set_function(lambda: health.is_failing)
     metrics.watch_log(dropped_lines)
-    api, uploads = _upstream_clients(settings, api_session, metrics, health)
+    api, uploads = _upstream_clients(settings, api_session, api_connections, metrics, health)
     watcher = OrderWatcher(_order_fetcher(api))
     app[HTTP] = HttpContext(
         metrics=metrics,
@@ -101,13 +103,14 @@ def add_contexts(
 
 
 def _upstream_clients(
-    settings: Settings, session: ClientSession, metrics: Metrics, health: UpstreamHealth
+    settings: Settings, session: ClientSession, pool: ConnectionPool, metrics: Metrics, health: UpstreamHealth
 ) -> tuple[UpstreamClient, UploadClient] | tuple[None, None]:
     api_key = _value(settings.autoenhance_api_key)
     if api_key is None:
         return None, None
     return create_clients(
         session,
+        pool,
         metrics,
         health,
         api_base=settings.autoenhance_api_base,
@@ -146,6 +149,7 @@ def _downloads_context(
         metrics,
         limits=StreamLimits(
             images_in_flight=settings.images_in_flight,
+            max_images_in_flight=settings.max_images_in_flight,
             read_ahead_bytes=settings.read_ahead_bytes,
             give_up_after=settings.give_up_after,
         ),

@@ -128,6 +128,12 @@ class Settings(BaseSettings):
         "webhook, a list of images.",
     )
     images_in_flight: int = Field(5, ge=1, le=64, description="Concurrent image downloads of one archive.")
+    max_images_in_flight: int = Field(
+        32,
+        ge=1,
+        le=256,
+        description="Upper limit of IMAGES_IN_FLIGHT, which grows while the upstream is slow to respond.",
+    )
     read_ahead_bytes: int = Field(
         8 * MIB, ge=0, description="Bytes one archive may buffer of images behind the one being written."
     )

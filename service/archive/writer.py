@@ -110,7 +110,7 @@ class ArchiveWriter:
         self._state = _State.OPEN
         return self._count(self._take_pending_end() + self._record.header)
 
-    def write(self, chunk: bytes) -> Parts:
+    def write(self, chunk: bytes, crc32: int) -> Parts:
         """Return the bytes to send for ``chunk``, all of them: the same object, or blocks that share its memory.
 
         Raises:
@@ -126,7 +126,7 @@ class ArchiveWriter:
         if not record.has_zip64 and compressed_size + len(self._end_of_data) > LARGEST_WITHOUT_ZIP64:
             raise EntrySizeMismatch(Reason.TOO_LONG, f"{self._name!r} outgrows {LARGEST_WITHOUT_ZIP64} bytes")
         self._size, self._compressed_size = size, compressed_size
-        self._crc32 = isal_zlib.crc32(chunk, self._crc32)
+        self._crc32 = crc32
         self._bytes_out += sent
         return parts
 
@@ -162,7 +162,7 @@ class ArchiveWriter:
     def add(self, name: str, data: bytes) -> bytes:
         """Return a whole small entry."""
         header = self.open_entry(name, len(data))
-        body = self.write(data)
+        body = self.write(data, isal_zlib.crc32(data))
         _, end = self.close_entry()
         return b"".join((header, *body, end))
 

@@ -45,8 +45,16 @@ def read_traceparent(values: Sequence[str]) -> Trace | None:
 def outgoing_traceparent() -> str | None:
     """Return the ``traceparent`` for an upstream request: the current trace, a new span; ``None`` without a trace."""
     trace = _trace.get()
-    if trace is None:
-        return None
+    return None if trace is None else traceparent_of(trace)
+
+
+def current_trace() -> Trace | None:
+    """Return the trace of the current request, if it has one."""
+    return _trace.get()
+
+
+def traceparent_of(trace: Trace) -> str:
+    """Return a ``traceparent`` within a trace, with a new span."""
     return f"00-{trace.trace_id}-{random.getrandbits(64) or 1:016x}-{int(trace.sampled):02x}"
 
 

@@ -1,26 +1,29 @@
-"""One archive from plan to last byte.
+"""One archive from plan to last byte: what happens while an order streams. No tasks, no HTTP.
 
 ::
 
-    plan ──▶ prefetch ──first bytes buffered──▶ wait_first_byte() returns: the status can be sent
+    plan ──▶ prefetch ──first bytes buffered──▶ wait_first_byte returns: the status can be sent
                  │
-                 └─▶ lowest ready position ──▶ writer ──▶ chunks() ──▶ the response
-                            (repeated)                      │
+                 └─▶ lowest ready position ──▶ ZIP writer ──▶ output: the client's connection
+                          (again and again)          │
                                      report, manifest, central directory at the end
 
-States: new, then ``wait_first_byte`` (nothing was sent yet: every error still becomes a status), then ``chunks`` (bytes
-are sent: a failed image goes into the report, anything else aborts the response), then finished.
+States::
+
+    new ──start──▶ prefetching ──run──▶ writing ──▶ ending ──▶ done
+      nothing was sent: every error         bytes are out: a failed image goes into the report,
+      is still an honest status             anything else aborts the connection
+
+The pump moves what is buffered to the output. Whatever changes schedules it, once: bytes, ends, room at the output. It
+stops when nothing is buffered, or when the output has enough. Nothing is awaited for a chunk; the client's request
+handler awaits the first byte, and then the end.
 """
 
 import asyncio
-import functools
 import hashlib
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import structlog
 
@@ -29,10 +32,11 @@ from service.archive.parameters import ManifestMode, OnError
 from service.archive.plan import ArchivePlan, PlannedImage
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, manifest_json, report_text
 from service.archive.writer import ArchiveWriter, EntrySizeMismatch, Parts
-from service.errors import ArchiveAborted, FirstByteTimeout, ImageFailed, ImageMissing, NoImagesAvailable
-from service.model import UPSTREAM_REASONS, DownloadEvent, Entry, Failure, Image, ImageOptions, Opened, Outcome, Reason
+from service.errors import ArchiveAborted, FirstByteTimeout, ImageMissing, NoImagesAvailable
+from service.model import UPSTREAM_REASONS, Entry, Failure, Image, Opened, Outcome, Reason
 from service.streaming.budgets import DownloadShare, MemoryBudget
 from service.streaming.prefetch import Download, Prefetch, Slot
+from service.streaming.window import DownloadWindow
 
 log = structlog.get_logger(__name__)
 
@@ -40,25 +44,49 @@ PlannedSlot = Slot[PlannedImage]
 
 
 class ImageSource(Protocol):
-    """Opens downloads of images: the upstream client in the service, scripted ones in tests."""
+    """Where images come from: the upstream in the service, a list of bytes in a test."""
 
-    def open_image(self, image: Image, options: ImageOptions, granted: Callable[[], None]) -> Download:
-        """Return the download of an image; it must not start before its events are read.
+    def download(self, image_id: str, sink: PlannedSlot, granted: Callable[[], None] | None = None) -> Download:
+        """Return the download of an image into a sink; it must not begin before its ``start``.
 
-        It calls ``granted`` once, when the upstream agrees to deliver the image.
+        ``granted`` is to be called once, when the upstream agrees to deliver it.
         """
+        ...
+
+
+class ArchiveOutput(Protocol):
+    """Where the archive goes: a response in the service."""
+
+    def send(self, parts: Parts) -> bool:
+        """Send bytes, or gather them; return whether more may follow now. If not, ``on_writable`` is called later.
+
+        Raises:
+            ConnectionResetError: the client has gone.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Send what was gathered.
+
+        Raises:
+            ConnectionResetError: the client has gone.
+        """
+        ...
+
+    def attach(self, on_writable: Callable[[], None], on_failed: Callable[[BaseException], None]) -> None:
+        """Set the callbacks: more may be written; nothing can be written any more."""
         ...
 
 
 class ArchiveObserver(Protocol):
     """Receives the events of one archive, in the order in which they happen."""
 
-    def image_granted(self, image: Image) -> None:
-        """Handle that the upstream agrees to deliver an image; it may still fail."""
-        ...
-
     def entry_opened(self, position: int) -> None:
         """Handle that the entry of the image at ``position`` begins; again after a roll-back."""
+        ...
+
+    def image_granted(self, image: Image) -> None:
+        """Handle that the upstream agrees to deliver an image; it may still fail."""
         ...
 
     def image_finished(self, outcome: Outcome) -> None:
@@ -68,38 +96,19 @@ class ArchiveObserver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """Limits of one archive; the settings of the same names explain them."""
+    """The bounds of one archive; the settings of the same names explain them."""
 
     images_in_flight: int
+    max_images_in_flight: int
     read_ahead_bytes: int
     give_up_after: int
 
 
-class _FailedDownload:
-    """A download that fails immediately with a known reason."""
-
-    attempts = 0
-
-    def __init__(self, failure: Failure) -> None:
-        self._failure = failure
-
-    async def events(self) -> AsyncGenerator[DownloadEvent, None]:
-        """Fail immediately.
-
-        Raises:
-            ImageFailed
-        """
-        raise ImageFailed(self._failure)
-        yield  # makes it a generator
-
-
 class ArchiveStream:
-    """Streams one archive. Use it as an async context manager: its end ends every download.
+    """One archive being made. ``close`` it, however it ended: that ends every download.
 
-    ``report_context`` returns what report and manifest say besides the outcomes.
-
-    ``outcomes`` lists the images' outcomes in the order in which they became certain. ``rollbacks`` counts the entries
-    that were opened and left out, ``upstream_blocked_seconds`` the time in which there was nothing to write.
+    ``outcomes`` holds the images' outcomes in the order in which they became certain. ``rollbacks`` counts the entries
+    that were begun and left out, ``upstream_blocked_seconds`` the time in which there was nothing to write.
     """
 
     def __init__(
@@ -113,232 +122,269 @@ class ArchiveStream:
         observer: ArchiveObserver,
         report_context: Callable[[Sequence[Outcome]], ReportContext],
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._plan = plan
+        self._source = source
         self._limits = limits
         self._observer = observer
         self._report_context = report_context
+        # Callbacks of connections run outside of the request's context: its fields are bound here.
+        self._log = log.bind(**structlog.contextvars.get_contextvars())
         self._writer = ArchiveWriter(plan.options.layout)
-        self._source = source
-        self._known_failures: dict[int, Failure] = {}
-        self._total = plan.total
-        self._abandoned_because: str | None = None
-        self._prefetch = Prefetch(
+        self._prefetch: Prefetch[PlannedImage] = Prefetch(
             plan.ready,
-            self._open,
-            in_flight=limits.images_in_flight,
+            self._start_download,
+            window=DownloadWindow(limits.images_in_flight, limits.max_images_in_flight),
             share=download_share,
             budgets=(MemoryBudget(limits.read_ahead_bytes), total_budget),
+            on_change=self._schedule_pump,
+            is_starved=lambda: self._starved_since is not None,
         )
+        self._known_failures: dict[int, Failure] = {}
+        self._total = plan.total
+        self._abandoned: str | None = None
         self._failures_in_row = 0
-        self._sending = False
-        self._first: PlannedSlot | None = None
-        self._waiting_since: float | None = None
+        self._output: ArchiveOutput | None = None
+        self._head: PlannedSlot | None = None
+        self._has_open_entry = False
+        self._digest: hashlib._Hash | None = None
+        self._ending: Iterator[bytes] | None = None
+        self._pump_handle: asyncio.Handle | None = None
+        self._is_blocked = False  # the output has enough
+        self._is_closed = False
+        self._first_byte: asyncio.Future[None] = self._loop.create_future()
+        self._finished: asyncio.Future[None] = self._loop.create_future()
+        self._starved_since: float | None = None
         self.outcomes: list[Outcome] = []
+        self.downloaded = 0
         self.rollbacks = 0
         self.upstream_blocked_seconds = 0.0
 
-    async def __aenter__(self) -> Self:
-        """Start the first downloads."""
+    @property
+    def failed(self) -> int:
+        """Number of images that are not in the archive, and never will be."""
+        return len(self.outcomes) - self.downloaded
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of ZIP made so far."""
+        return self._writer.bytes_out
+
+    def start(self) -> None:
+        """Start the first downloads.
+
+        Raises:
+            NoImagesAvailable: an image is known to fail, and the client wants all or nothing.
+        """
         for outcome in self._plan.failures:
             self._record(outcome)
-        await self._prefetch.__aenter__()
-        return self
+        self._starved_since = self._loop.time()
+        self._prefetch.start()
+        self._schedule_pump()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End every download."""
-        self._end_wait()  # if a wait was cancelled
-        await self._prefetch.__aexit__(kind, error, trace)
+    def close(self) -> None:
+        """End every download, and return what they hold."""
+        self._is_closed = True
+        if self._pump_handle is not None:
+            self._pump_handle.cancel()
+            self._pump_handle = None
+        self._set_starved(starved=False)
+        self._release_head()
+        self._prefetch.close()
+        for awaited in (self._first_byte, self._finished):
+            if not awaited.cancel() and not awaited.cancelled():
+                awaited.exception()  # it was raised, or something else was: asyncio need not log it
 
     def keep_open(self) -> None:
-        """Keep the archive open for further images until ``finish_adding``."""
+        """Expect the images that the plan awaits, and others, until ``finish_adding``."""
         self._prefetch.keep_open()
 
     def add(
         self, ready: Sequence[PlannedImage], failed: Sequence[tuple[PlannedImage, Failure]], *, appeared: int = 0
     ) -> None:
-        """Add images that have become ready, and failed ones; ``appeared`` of them are not in the plan."""
+        """Add images that have become ready, and others that never will; ``appeared`` of them are not in the plan."""
         self._total += appeared
         self._known_failures |= {item.position: failure for item, failure in failed}
         self._prefetch.add([*ready, *(item for item, _ in failed)])
 
     def finish_adding(self) -> None:
-        """Declare the list of images complete."""
+        """Expect no further images."""
         self._prefetch.finish_adding()
-
-    def _open(self, item: PlannedImage) -> Download:
-        failure = self._known_failures.get(item.position)
-        if failure is None and self._abandoned_because is not None:
-            failure = Failure(Reason.UPSTREAM_UNAVAILABLE, self._abandoned_because)
-        if failure is not None:
-            return _FailedDownload(failure)
-        granted = functools.partial(self._observer.image_granted, item.image)
-        return self._source.open_image(item.image, self._plan.options.image, granted)
-
-    @property
-    def downloaded(self) -> int:
-        """Number of images that are complete in the archive."""
-        return sum(outcome.entry is not None for outcome in self.outcomes)
-
-    @property
-    def failed(self) -> int:
-        """Number of images that are not in the archive and will not be."""
-        return len(self.outcomes) - self.downloaded
-
-    @property
-    def bytes_out(self) -> int:
-        """Size of the archive so far, in bytes."""
-        return self._writer.bytes_out
 
     async def wait_first_byte(self, deadline: float) -> None:
         """Wait until the first bytes of an image are buffered, or ``deadline`` by the event loop's clock.
 
         Raises:
-            NoImagesAvailable: every image has failed, or one has with ``on_error=abort``.
+            NoImagesAvailable: every image has failed, or one has and the client wants all or nothing.
             FirstByteTimeout: the deadline has passed.
         """
         try:
             async with asyncio.timeout_at(deadline):
-                self._first = await self._skip_failed()
+                await self._first_byte
         except TimeoutError:
             raise FirstByteTimeout("No image byte arrived in time.", self.outcomes) from None
-        if self._first is None:
-            raise NoImagesAvailable("Not one image of the order could be downloaded.", self.outcomes)
-        self._sending = True
 
-    async def chunks(self) -> AsyncGenerator[Parts, None]:
-        """Yield the archive's bytes in order, after ``wait_first_byte``; the parts of a chunk belong together.
+    async def run(self, output: ArchiveOutput) -> None:
+        """Write the archive, after ``wait_first_byte``; return when its last byte was written.
 
         Raises:
-            ArchiveAborted: an image failed with ``on_error=abort``.
+            ArchiveAborted: it cannot be finished truthfully, or an image failed and the client wants all or nothing.
+            ConnectionResetError: the client has gone.
         """
-        slot = self._first
-        while slot is not None:
-            async with aclosing(self._entry(slot)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            slot = await self._next()
-        for ending in self._ending():
-            yield (ending,)
+        self._output = output
+        output.attach(self._on_writable, self._fail)
+        self._schedule_pump()
+        await self._finished
 
-    async def _skip_failed(self) -> PlannedSlot | None:
-        """Return the first slot with bytes; record those that failed before their first byte."""
-        while (slot := await self._next()) is not None and not slot.ready:
-            async with aclosing(self._entry(slot)) as chunks:
-                async for _ in chunks:
-                    raise AssertionError("a failed image has no bytes")
-        return slot
+    # The pump
 
-    async def _next(self) -> PlannedSlot | None:
-        self._begin_wait()
+    def _schedule_pump(self) -> None:
+        if self._pump_handle is None and not self._is_closed:
+            self._pump_handle = self._loop.call_soon(self._pump)
+
+    def _on_writable(self) -> None:
+        self._is_blocked = False
+        self._schedule_pump()
+
+    def _pump(self) -> None:
+        """Move what is buffered to the output, until nothing is or the output has enough."""
+        self._pump_handle = None
         try:
-            return await self._prefetch.next()
-        finally:
-            self._end_wait()
+            self._advance()
+            if self._output is not None:
+                self._output.flush()
+        except Exception as error:  # noqa: BLE001 - raised where the archive is awaited
+            self._fail(error)
+        has_work = self._is_blocked or self._finished.done() or (self._head is not None and self._head.has_buffered)
+        self._set_starved(starved=not has_work)
 
-    def _begin_wait(self) -> None:
-        self._waiting_since = time.monotonic()
+    def _advance(self) -> None:
+        """Write as much as can be."""
+        while not self._is_blocked:
+            head = self._head or self._claim_next()
+            if head is None:
+                if self._prefetch.is_exhausted:
+                    self._end()
+                return
+            if self._output is None and not self._has_failed(head):
+                # The first byte of an image: now a status can be sent, and an output comes.
+                if not self._first_byte.done():
+                    self._first_byte.set_result(None)
+                return
+            if not self._write_head(head):
+                return
 
-    def _end_wait(self) -> None:
-        """Count the time since the wait began, if one has begun and was not counted yet."""
-        if self._waiting_since is not None:
-            self.upstream_blocked_seconds += time.monotonic() - self._waiting_since
-            self._waiting_since = None
+    def _claim_next(self) -> PlannedSlot | None:
+        self._head = self._prefetch.claim_next()
+        return self._head
 
-    async def _entry(self, slot: PlannedSlot) -> AsyncGenerator[Parts, None]:
-        """Write one image, or roll it back and record why it is missing."""
-        digest = None
-        opened = False
+    @staticmethod
+    def _has_failed(slot: PlannedSlot) -> bool:
+        return slot.failure is not None or slot.error is not None
+
+    def _write_head(self, slot: PlannedSlot) -> bool:
+        """Write what the head has buffered; return whether it has ended, or the output has enough."""
         try:
-            async with aclosing(slot.events()) as events:
-                self._begin_wait()
-                async for event in events:
-                    self._end_wait()
-                    if isinstance(event, bytes):
-                        if digest is not None:
-                            digest.update(event)
-                        yield self._writer.write(event)
-                    elif isinstance(event, Opened):
-                        if opened:
-                            self._roll_back(slot, "a new copy begins")
-                        opened = True
-                        digest = self._new_digest()
-                        yield (self._open_entry(slot, event),)
-                    self._begin_wait()
-            entry, end = self._writer.close_entry()
-        except ImageFailed as error:
-            failure = error.failure
-        except EntrySizeMismatch as error:
-            failure = Failure(error.reason, str(error))
-        else:
-            self._end_wait()
-            sha256 = digest.hexdigest() if digest is not None else None
-            self._record(self._outcome(slot, entry=entry, sha256=sha256), slot.seconds)
-            yield (end,)
-            return
-        self._end_wait()
-        if opened:
-            self._roll_back(slot, failure.detail)
-        self._record(self._outcome(slot, failure=failure), slot.seconds)
+            while slot.has_buffered:
+                opened = slot.take_opened()
+                if opened is not None:
+                    self._open_entry(slot, opened)
+                taken = slot.take_chunk()
+                if taken is not None and not self._write_chunk(*taken):
+                    return True
+            if not slot.is_ended:
+                return False
+            if slot.error is not None:
+                raise slot.error
+            self._close_entry(slot)
+        except EntrySizeMismatch as mismatch:
+            self._fail_entry(slot, Failure(mismatch.reason, str(mismatch)))
+        return True
 
-    def _new_digest(self) -> "hashlib._Hash | None":
-        return hashlib.sha256() if self._plan.options.manifest is ManifestMode.ALWAYS else None
-
-    def _open_entry(self, slot: PlannedSlot, opened: Opened) -> bytes:
+    def _open_entry(self, slot: PlannedSlot, opened: Opened) -> None:
+        """Begin an entry; a new copy of an image begins another one."""
+        if self._has_open_entry:
+            self._roll_back(slot, "a new copy begins")
         self._observer.entry_opened(slot.item.position)
-        return self._writer.open_entry(entry_name(slot.item.stem, opened.extension), opened.size)
+        name = entry_name(slot.item.stem, opened.extension)
+        header = self._writer.open_entry(name, opened.size)
+        self._has_open_entry = True
+        self._digest = hashlib.sha256() if self._plan.options.manifest is ManifestMode.ALWAYS else None
+        self._write((header,))
+
+    def _write_chunk(self, chunk: bytes, crc32: int) -> bool:
+        if self._digest is not None:
+            self._digest.update(chunk)
+        return self._write(self._writer.write(chunk, crc32))
+
+    def _close_entry(self, slot: PlannedSlot) -> None:
+        if slot.failure is not None:
+            self._fail_entry(slot, slot.failure)
+            return
+        entry, end = self._writer.close_entry()
+        if (entry.size, entry.crc32) != (slot.size, slot.crc32):
+            raise ArchiveAborted(f"{entry.name!r} was not written as it was received")
+        self._has_open_entry = False
+        self._write((end,))
+        sha256 = self._digest.hexdigest() if self._digest is not None else None
+        self._finish_head(slot, entry=entry, sha256=sha256)
+
+    def _fail_entry(self, slot: PlannedSlot, failure: Failure) -> None:
+        if self._has_open_entry:
+            self._roll_back(slot, failure.detail)
+        self._finish_head(slot, failure=failure)
 
     def _roll_back(self, slot: PlannedSlot, why: str) -> None:
         self._writer.roll_back()
+        self._has_open_entry = False
         self.rollbacks += 1
-        log.info("image.rolled_back", image_id=slot.item.image.image_id, detail=why)
+        self._log.info("image.rolled_back", image_id=slot.item.image.image_id, detail=why)
 
-    def _outcome(
+    def _finish_head(
         self,
         slot: PlannedSlot,
         *,
         entry: Entry | None = None,
         failure: Failure | None = None,
         sha256: str | None = None,
-    ) -> Outcome:
-        return Outcome(slot.item.position, slot.item.image, slot.download.attempts, entry, failure, sha256)
+    ) -> None:
+        outcome = Outcome(slot.item.position, slot.item.image, slot.attempts, entry, failure, sha256)
+        seconds = slot.seconds
+        self._release_head()
+        self._record(outcome, seconds)
 
-    def _record(self, outcome: Outcome, seconds: float | None = None) -> None:
-        """Record an image's outcome and react to a failure; ``seconds`` is the duration of its download."""
-        self.outcomes.append(outcome)
-        self._observer.image_finished(outcome)
-        _log_outcome(outcome, seconds if outcome.attempts else None)
-        if outcome.failure is None:
-            self._failures_in_row = 0
-            return
-        if self._plan.options.on_error is OnError.ABORT:
-            self._abort(outcome)
-        is_upstream_failure = outcome.failure.reason in UPSTREAM_REASONS
-        self._failures_in_row = self._failures_in_row + 1 if is_upstream_failure else 0
-        if self._failures_in_row == self._limits.give_up_after:
-            self._abandon_upstream()
+    def _release_head(self) -> None:
+        head, self._head = self._head, None
+        if head is not None:
+            self._prefetch.release(head)
 
-    def _abort(self, outcome: Outcome) -> None:
-        if not self._sending:
-            raise NoImagesAvailable("An image failed, and on_error=abort requires every image.", self.outcomes)
-        raise ImageMissing(f"image {outcome.image.image_id} failed, and on_error=abort requires every image")
+    def _write(self, parts: Parts) -> bool:
+        """Send bytes; return whether more may follow now."""
+        if self._output is None:
+            raise RuntimeError("the archive has no output yet")
+        if not self._output.send(parts):
+            self._is_blocked = True
+        return not self._is_blocked
 
-    def _abandon_upstream(self) -> None:
-        """Start no more downloads from an upstream that keeps failing; report their images as not tried."""
-        rest = self._prefetch.give_up()
-        log.warning("archive.upstream_abandoned", failures_in_row=self._failures_in_row, images_not_tried=len(rest))
-        detail = f"not tried after {self._failures_in_row} consecutive upstream failures"
-        self._abandoned_because = detail  # for images that are added later
-        for item in rest:
-            failure = self._known_failures.get(item.position) or Failure(Reason.UPSTREAM_UNAVAILABLE, detail)
-            self._record(Outcome(item.position, item.image, attempts=0, failure=failure))
+    # The end
 
-    def _ending(self) -> Iterator[bytes]:
-        """Yield the archive's last entries and its central directory.
+    def _end(self) -> None:
+        """Write the archive's last entries and its directory."""
+        if self._output is None:
+            raise NoImagesAvailable("Not one image of the order could be downloaded.", self.outcomes)
+        if self._ending is None:
+            self._ending = self._last_entries()
+        for piece in self._ending:
+            if not self._write((piece,)):
+                return
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+    def _last_entries(self) -> Iterator[bytes]:
+        """Make the report, the manifest and the central directory.
 
         Raises:
-            ArchiveAborted: an image is neither in the archive nor reported, which is a bug.
+            ArchiveAborted: an image is neither in the archive nor reported, which must never be.
         """
         if len(self.outcomes) != self._total:
             raise ArchiveAborted(f"only {len(self.outcomes)} of {self._total} images are accounted for")
@@ -348,17 +394,75 @@ class ArchiveStream:
             yield self._writer.add(MANIFEST_NAME, manifest_json(context, self.outcomes))
         yield from self._writer.finish()
 
+    def _fail(self, error: BaseException) -> None:
+        """End the archive with an error, raised where it is awaited."""
+        awaited = self._finished if self._output is not None else self._first_byte
+        if not awaited.done():
+            awaited.set_exception(error)
 
-def _log_outcome(outcome: Outcome, seconds: float | None) -> None:
-    facts = {
-        "image_id": outcome.image.image_id,
-        "position": outcome.position,
-        "attempts": outcome.attempts,
-        "seconds": None if seconds is None else round(seconds, 3),
-    }
-    if outcome.entry is not None:
-        log.info("image.downloaded", **facts, bytes=outcome.entry.size, entry=outcome.entry.name)
-    elif outcome.failure is not None:
-        failure = outcome.failure
-        status = failure.upstream_status
-        log.warning("image.failed", **facts, reason=failure.reason.value, detail=failure.detail, upstream_status=status)
+    # Downloads and their outcomes
+
+    def _start_download(self, slot: PlannedSlot) -> Download | Failure:
+        item = slot.item
+        failure = self._known_failures.get(item.position)
+        if failure is None and self._abandoned is not None:
+            failure = Failure(Reason.UPSTREAM_UNAVAILABLE, self._abandoned)
+        if failure is not None:
+            return failure
+        return self._source.download(item.image.image_id, slot, lambda: self._observer.image_granted(item.image))
+
+    def _record(self, outcome: Outcome, seconds: float | None = None) -> None:
+        """Note one image's outcome, and draw the consequences of a failure; ``seconds`` is how long it was fetched."""
+        self.outcomes.append(outcome)
+        self.downloaded += outcome.entry is not None
+        self._observer.image_finished(outcome)
+        self._log_outcome(outcome, seconds if outcome.attempts else None)
+        if outcome.failure is None:
+            self._failures_in_row = 0
+            return
+        if self._plan.options.on_error is OnError.ABORT:
+            self._abort(outcome)
+        against_upstream = outcome.failure.reason in UPSTREAM_REASONS
+        self._failures_in_row = self._failures_in_row + 1 if against_upstream else 0
+        if self._failures_in_row == self._limits.give_up_after:
+            self._abandon()
+
+    def _abort(self, outcome: Outcome) -> None:
+        if self._output is None:
+            raise NoImagesAvailable("An image failed, and on_error=abort asks for all or nothing.", self.outcomes)
+        raise ImageMissing(f"image {outcome.image.image_id} failed, and on_error=abort asks for all or nothing")
+
+    def _abandon(self) -> None:
+        """Request nothing more of an upstream that keeps failing; the rest is reported as such."""
+        rest = self._prefetch.abandon()
+        self._log.warning(
+            "archive.upstream_abandoned", failures_in_row=self._failures_in_row, images_not_tried=len(rest)
+        )
+        detail = f"not tried any more after {self._failures_in_row} failures of the upstream in a row"
+        self._abandoned = detail  # for those that are added later
+        for item in rest:
+            failure = self._known_failures.get(item.position) or Failure(Reason.UPSTREAM_UNAVAILABLE, detail)
+            self._record(Outcome(item.position, item.image, attempts=0, failure=failure))
+
+    def _log_outcome(self, outcome: Outcome, seconds: float | None) -> None:
+        facts = {
+            "image_id": outcome.image.image_id,
+            "position": outcome.position,
+            "attempts": outcome.attempts,
+            "seconds": None if seconds is None else round(seconds, 3),
+        }
+        if outcome.entry is not None:
+            self._log.info("image.downloaded", **facts, bytes=outcome.entry.size, entry=outcome.entry.name)
+        elif outcome.failure is not None:
+            reason, detail = outcome.failure.reason.value, outcome.failure.detail
+            status = outcome.failure.upstream_status
+            self._log.warning("image.failed", **facts, reason=reason, detail=detail, upstream_status=status)
+
+    def _set_starved(self, *, starved: bool) -> None:
+        """Count the time in which there was nothing to write and the client would have taken it."""
+        if starved:
+            if self._starved_since is None:
+                self._starved_since = self._loop.time()
+        elif self._starved_since is not None:
+            self.upstream_blocked_seconds += self._loop.time() - self._starved_since
+            self._starved_since = None

@@ -1,128 +1,135 @@
-"""Limits that all archives of a process share: bytes of memory and concurrent downloads. Knows asyncio, but no I/O."""
+"""What the archives of a process share: memory for prefetched bytes, and downloads at a time. No I/O, no tasks."""
 
-import asyncio
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 
 class MemoryBudget:
-    """Bounds the bytes held at a time: a FIFO semaphore with sizes.
-
-    Bytes are held through a ``Reservation``, which keeps count of its own part.
-    """
+    """A limit of bytes held at a time. Reservations that do not fit wait, first in, first out."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
-        self._queue: OrderedDict[asyncio.Future[bool], tuple[Reservation, int]] = OrderedDict()
+        self._waiting: OrderedDict[Reservation, int] = OrderedDict()
 
-    @property
-    def queue_length(self) -> int:
-        """Number of requests that wait for bytes."""
-        return len(self._queue)
-
-    def fits(self, size: int) -> bool:
-        """Return whether ``size`` bytes are free."""
-        return self.held_bytes + size <= self.limit_bytes
-
-    def try_reserve(self, size: int) -> bool:
-        """Reserve ``size`` bytes at once if they are free and the queue is empty."""
-        if self._queue or not self.fits(size):
+    def reserve(self, size: int) -> bool:
+        """Take ``size`` bytes if they are free and no reservation waits for them."""
+        if self._waiting or self.held_bytes + size > self.limit_bytes:
             return False
         self.held_bytes += size
         return True
 
-    def reserve(self, reservation: "Reservation", size: int) -> asyncio.Future[bool]:
-        """Queue for ``size`` bytes; the future becomes true once the reservation holds them.
-
-        Setting it to false withdraws the request. More than the whole budget is never granted.
-        """
-        granted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if size <= self.limit_bytes:
-            self._queue[granted] = reservation, size
-            self._grant()
-            if not granted.done():
-                granted.add_done_callback(self._leave_queue)
-        return granted
-
     def release(self, size: int) -> None:
-        """Release bytes and grant them to the queue."""
+        """Return bytes, and grant them to the reservations that wait."""
         self.held_bytes -= size
-        self._grant()
+        while self._waiting:
+            reservation, wanted = next(iter(self._waiting.items()))
+            if self.held_bytes + wanted > self.limit_bytes:
+                return
+            del self._waiting[reservation]
+            self.held_bytes += wanted
+            reservation.grant()
 
-    def _grant(self) -> None:
-        while self._queue:
-            granted, (reservation, size) = next(iter(self._queue.items()))
-            if not granted.done():
-                if not self.fits(size):
-                    return
-                self.held_bytes += size
-                # At once, not when the waiting task runs: the reservation may be closed before.
-                reservation.add(size)
-                granted.set_result(True)
-            del self._queue[granted]
+    def enqueue(self, reservation: "Reservation", size: int) -> None:
+        """Let a reservation wait for ``size`` bytes; more than the whole budget is never granted."""
+        self._waiting[reservation] = size
 
-    def _leave_queue(self, granted: asyncio.Future[bool]) -> None:
-        # A withdrawn request must not delay those behind it, nor stay in the queue until its turn.
-        self._queue.pop(granted, None)
-        self._grant()
+    def dequeue(self, reservation: "Reservation") -> None:
+        """Let a reservation wait no longer, which may free the way for those behind it."""
+        if self._waiting.pop(reservation, None) is not None:
+            self.release(0)
 
 
 class Reservation:
-    """Counts what one slot holds of a budget; closing it releases everything."""
+    """What one download holds of several budgets.
 
-    def __init__(self, budget: MemoryBudget) -> None:
-        self._budget = budget
+    At most one request waits at a time; ``on_granted`` is called when it is granted. It takes the budgets in their
+    order, and keeps what it has while it waits for the next. All do so in the same order, so there is no deadlock.
+    """
+
+    def __init__(self, budgets: Sequence[MemoryBudget], on_granted: Callable[[], None]) -> None:
+        self._budgets = budgets
+        self._on_granted = on_granted
+        self._requested_bytes = 0
+        self._granted_budgets = 0  # of the request that waits
+        self._waiting_in: MemoryBudget | None = None
         self.held_bytes = 0
 
-    def try_reserve(self, size: int) -> bool:
-        """Reserve bytes at once if they are free and the budget's queue is empty."""
-        reserved = self._budget.try_reserve(size)
-        if reserved:
-            self.add(size)
-        return reserved
-
-    def reserve(self, size: int) -> asyncio.Future[bool]:
-        """Queue for bytes, see ``MemoryBudget.reserve``."""
-        return self._budget.reserve(self, size)
-
-    def add(self, size: int) -> None:
-        """Count bytes that the budget has granted."""
+    def reserve(self, size: int) -> bool:
+        """Take ``size`` bytes of every budget if they are free now."""
+        for index, budget in enumerate(self._budgets):
+            if not budget.reserve(size):
+                for reserved in self._budgets[:index]:
+                    reserved.release(size)
+                return False
         self.held_bytes += size
+        return True
+
+    def request(self, size: int) -> None:
+        """Take ``size`` bytes as soon as they are free."""
+        self._requested_bytes, self._granted_budgets = size, 0
+        if self._take_next():
+            self._on_granted()
+
+    def grant(self) -> None:
+        """Take what the budget that is waited for has granted; for ``MemoryBudget`` only."""
+        self._waiting_in = None
+        self._granted_budgets += 1
+        if self._take_next():
+            self._on_granted()
+
+    def cancel(self) -> None:
+        """Withdraw the request that waits."""
+        budget, self._waiting_in = self._waiting_in, None
+        if budget is not None:
+            budget.dequeue(self)
+            for granted in self._budgets[: self._granted_budgets]:
+                granted.release(self._requested_bytes)
 
     def release(self, size: int) -> None:
-        """Release part of what is held."""
+        """Return part of what is held."""
         self.held_bytes -= size
-        self._budget.release(size)
+        for budget in self._budgets:
+            budget.release(size)
 
     def close(self) -> None:
-        """Release all that is held."""
-        self.release(self.held_bytes)
+        """Return everything."""
+        self.cancel()
+        if self.held_bytes:
+            self.release(self.held_bytes)
+
+    def _take_next(self) -> bool:
+        """Take the budgets that are left, or wait in the first that has no room; return whether all are taken."""
+        size = self._requested_bytes
+        for budget in self._budgets[self._granted_budgets :]:
+            if not budget.reserve(size):
+                self._waiting_in = budget
+                budget.enqueue(self, size)
+                return False
+            self._granted_budgets += 1
+        self.held_bytes += size
+        return True
 
 
 class DownloadShare:
-    """Divides the process's concurrent downloads evenly among its archives.
+    """Divides a number of downloads at a time evenly among the archives of the process.
 
-    Every archive may always have one, so each makes progress; the total is exceeded only if there are more archives
-    than downloads. When an archive joins or leaves, the shares change at once, and the downloads follow as they end.
+    Every archive may always have one, so each moves; the number is exceeded only if there are more archives than
+    it. When archives come and go the shares change at once, and the downloads follow as they end.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self._archives = 0
-
-    @property
-    def archives(self) -> int:
-        """Number of archives that share the downloads now."""
-        return self._archives
+        self.archives = 0
 
     def join(self) -> None:
-        """Count one more archive."""
-        self._archives += 1
+        """Count one archive more."""
+        self.archives += 1
 
     def leave(self) -> None:
         """Count one archive less."""
-        self._archives -= 1
+        self.archives -= 1
 
     def per_archive(self) -> int:
         """Return how many downloads one archive may have in flight now."""
-        return max(1, self.total // max(1, self._archives))
+        return max(1, self.total // max(1, self.archives))

@@ -1,316 +1,370 @@
-"""Prefetch: downloads that run ahead of the archive, bounded in number and in bytes. Knows asyncio, but no HTTP.
+"""Downloads that run ahead of the archive, bounded in number and in bytes. No tasks, no HTTP.
 
-Ownership: a ``Prefetch`` owns one task per download in flight and ends them all when its context ends. A task owns its
-download and pushes its events into its ``Slot``; the archive is the only reader.
+A ``Prefetch`` starts downloads in the order of its items and keeps a ``Slot`` for each. A slot is the sink of its
+download; the archive, its only reader, claims one slot after the other.
 
-A slot's life::
+States of a slot::
 
-    waiting ──first bytes──▶ ready ──claim──▶ claimed (the head of line: it is being written)
+    waiting ──first bytes──▶ ready ──claim──▶ claimed (the head: it is being written)
        ▲                       │                 │
        └──── interrupted ──────┘                 ▼
-                    finished or failed: reaches the reader after all buffered events
+                    ended: complete, failed or crashed; known to the reader once everything before it is taken
 
-Bytes are bounded three times. A task holds one chunk until it may push it. Behind the head, chunks need a reservation
-in the archive's budget and in the process's (``MemoryBudget``). The head itself needs none, so an archive always makes
-progress, whatever the others hold; it may run ``HEAD_BYTES`` ahead of its reader.
+Bytes are bounded three times. Behind the head each chunk needs room in the archive's budget and in that of the process:
+the chunk that finds none is kept, and pauses its download until there is room. The head needs no room, so an archive
+always moves, whatever the others hold; its download is paused while ``HEAD_BYTES`` wait for the reader.
+
+Everything happens in callbacks: of the downloads, and of the reader. ``on_change`` is called when a slot becomes ready,
+ends, or has something new for the reader.
 """
 
 import asyncio
-import functools
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
-from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
 
-from service.model import DownloadEvent, Interrupted, Opened
+from service.model import Failure, Opened, Reason
 from service.streaming.budgets import DownloadShare, MemoryBudget, Reservation
+from service.streaming.window import DownloadWindow
 
 # How far the head may run ahead of its reader: with the chunk that goes beyond it, enough that reading and writing
 # overlap; little enough not to count.
 HEAD_BYTES = 64 * 1024
 # What a buffered chunk costs besides its bytes (object, queue slot): so a drip of one-byte chunks is bounded too.
 CHUNK_OVERHEAD_BYTES = 128
+# What says that fewer requests at a time would be better.
+_CONGESTION = frozenset({Reason.RATE_LIMITED, Reason.TIMEOUT, Reason.CONNECTION_LOST, Reason.CONNECTION_FAILED})
 
 ItemT = TypeVar("ItemT")
+# Bytes, the CRC-32 of the copy up to and including them, and how many bytes are reserved for them.
+_Chunk = tuple[bytes, int, int]
 
 
 class Download(Protocol):
-    """A download as a stream of events, which ends cleanly only when complete. ``attempts`` counts its requests."""
+    """One download that pushes into a slot. ``attempts`` counts its requests."""
 
-    attempts: int
+    @property
+    def attempts(self) -> int:
+        """How many requests were made."""
+        ...
 
-    def events(self) -> AsyncGenerator[DownloadEvent, None]:
-        """Yield the events."""
+    def start(self) -> None:
+        """Begin."""
+        ...
+
+    def pause(self) -> None:
+        """Stop reading."""
+        ...
+
+    def resume(self) -> None:
+        """Go on reading."""
+        ...
+
+    def abort(self) -> None:
+        """End; nothing more is pushed."""
         ...
 
 
 class Slot(Generic[ItemT]):
-    """Buffers one download's events for the archive. One task pushes, one reader iterates."""
+    """Buffers what one download pushes, until the reader takes it (``upstream.image_download.ImageSink``).
+
+    ``opened`` is the start of a copy that the reader has not taken yet; taking it makes all bytes before it void.
+    """
 
     def __init__(
-        self,
-        item: ItemT,
-        download: Download,
-        budgets: Iterable[MemoryBudget],
-        on_change: Callable[[], None],
-        loop: asyncio.AbstractEventLoop,
+        self, item: ItemT, prefetch: "Prefetch[ItemT]", budgets: Sequence[MemoryBudget], now: Callable[[], float]
     ) -> None:
         self.item = item
-        self.download = download
-        self.claimed = False
-        self.ready = False
-        self.ended = False
-        self.task: asyncio.Task[None] | None = None
-        self._error: BaseException | None = None
-        self._reservations = tuple(Reservation(budget) for budget in budgets)
-        self._on_change = on_change
-        self._events: deque[tuple[DownloadEvent, int]] = deque()
+        self.download: Download | None = None  # None for what is known to fail
+        self.is_ready = False
+        self.is_ended = False
+        self.opened: Opened | None = None
+        self.size = 0
+        self.crc32 = 0
+        self.failure: Failure | None = None
+        self.error: BaseException | None = None
+        self.generation = 0
+        self._prefetch = prefetch
+        self._reservation = Reservation(budgets, self._on_reserved)
+        self._chunks: deque[_Chunk] = deque()
         self._buffered_bytes = 0
-        self._grant: asyncio.Future[bool] | None = None
-        self._change: asyncio.Future[None] | None = None
-        self._loop = loop
-        self._started_at = loop.time()
+        self._requested_bytes = 0
+        self._is_claimed = False
+        self._is_paused = False
+        self._now = now
+        self._started_at = now()
         self._ended_at: float | None = None
 
-    async def push(self, event: DownloadEvent) -> None:
-        """Buffer an event, waiting for a reservation."""
-        if isinstance(event, Interrupted):
-            self.ready = False
-        elif isinstance(event, Opened):
-            self.ready = False
-            self._clear()
-            self._append(event, 0)
-        else:
-            await self._push_chunk(event)
+    # For the reader
 
-    def finish(self, error: BaseException | None) -> None:
-        """End the slot: the download is complete, or has failed with ``error``."""
-        self.ended = True
-        self._ended_at = self._loop.time()
-        self._error = error
-        # Also a copy that was interrupted and then turned out to be complete is ready.
-        self.ready = error is None
-        if error is not None:
-            self._clear()  # the rest of a failed copy need not be written
-        self._wake()
-        self._on_change()
+    @property
+    def has_buffered(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._chunks) or self.opened is not None
 
-    def claim(self) -> None:
-        """Make this the head: it no longer waits for a reservation."""
-        self.claimed = True
-        if self._grant is not None and not self._grant.done():
-            self._grant.set_result(False)
-
-    def close(self) -> None:
-        """Stop the download if it still runs, and drop its buffer."""
-        if self.task is not None:
-            self.task.cancel()
-        self._clear()
-        for reservation in self._reservations:
-            reservation.close()
+    @property
+    def attempts(self) -> int:
+        """How many requests were made for the item."""
+        return self.download.attempts if self.download is not None else 0
 
     @property
     def seconds(self) -> float:
-        """Seconds from the start of the download to its end, or to now; waiting for the reader does not count."""
-        return (self._loop.time() if self._ended_at is None else self._ended_at) - self._started_at
+        """How long the download has run, or ran; the time that its bytes wait for the reader is not in it."""
+        return (self._now() if self._ended_at is None else self._ended_at) - self._started_at
 
-    async def events(self) -> AsyncGenerator[DownloadEvent, None]:
-        """Yield the events as they arrive; the end means that the download is complete.
+    def claim(self) -> None:
+        """Make this the head: it needs no reservation any more."""
+        self._is_claimed = True
+        self._reservation.cancel()
+        self._resume()
 
-        Raises:
-            ImageFailed: the download failed for good.
-        """
-        while True:
-            while self._events:
-                event, held = self._events.popleft()
-                self._release(event, held)
-                yield event
-            if self.ended:
-                break
-            await self._wait_for_change()
-        if self._error is not None:
-            raise self._error
+    def take_opened(self) -> Opened | None:
+        """Return the start of a new copy, once."""
+        opened, self.opened = self.opened, None
+        return opened
 
-    async def _push_chunk(self, chunk: bytes) -> None:
-        # A chunk is available: the slot can be claimed, even while the chunk has no reservation yet.
-        self.ready = True
-        self._on_change()
+    def take_chunk(self) -> tuple[bytes, int] | None:
+        """Return the next bytes of the copy, if there are any, with the CRC-32 of the copy up to them."""
+        if not self._chunks:
+            return None
+        chunk, crc32, reserved_bytes = self._chunks.popleft()
+        self._buffered_bytes -= _cost(chunk)
+        if reserved_bytes:
+            self._reservation.release(reserved_bytes)
+        if self._is_paused and self._buffered_bytes < HEAD_BYTES:
+            self._resume()
+        return chunk, crc32
+
+    def close(self) -> None:
+        """Stop the download if it still runs, and drop what is held."""
+        if self.download is not None and not self.is_ended:
+            self.download.abort()
+        self._clear()
+        self._reservation.close()
+
+    # For the download: upstream.image_download.ImageSink
+
+    def image_opened(self, opened: Opened) -> None:
+        """Take the start of a copy."""
+        self._clear()
+        self.opened = opened
+        if self._is_claimed:
+            self._prefetch.on_change()
+        else:
+            self.is_ready = False
+
+    def image_received(self, chunk: bytes, crc32: int) -> None:
+        """Take bytes of the copy; pause the download where that is enough."""
         cost = _cost(chunk)
-        if not self.claimed and await self._reserve(cost):
-            self._append(chunk, cost)
-            return
-        while self._buffered_bytes >= HEAD_BYTES:
-            await self._wait_for_change()
-        self._append(chunk, 0)
+        self._buffered_bytes += cost
+        if self._is_claimed:
+            self._chunks.append((chunk, crc32, 0))
+            if self._buffered_bytes >= HEAD_BYTES:
+                self._pause()
+        elif self._is_paused or not self._reservation.reserve(cost):
+            self._chunks.append((chunk, crc32, 0))
+            if not self._is_paused:
+                self._requested_bytes = cost
+                self._pause()
+                self._reservation.request(cost)
+        else:
+            self._chunks.append((chunk, crc32, cost))
+        self.is_ready = True
+        self._prefetch.on_change()
 
-    async def _reserve(self, cost: int) -> bool:
-        """Reserve bytes in every budget; false if the slot was claimed meanwhile and needs none."""
-        for index, reservation in enumerate(self._reservations):
-            if reservation.try_reserve(cost):
-                continue
-            self._grant = reservation.reserve(cost)
-            if self.claimed and not self._grant.done():
-                self._grant.set_result(False)
-            if not await self._grant:
-                for earlier in self._reservations[:index]:
-                    earlier.release(cost)
-                return False
-        return True
+    def image_interrupted(self, failure: Failure) -> None:
+        """Take the end of an attempt: what is buffered may be continued, but not yet."""
+        if not self._is_claimed:
+            self.is_ready = False
+        if failure.reason in _CONGESTION:
+            self._prefetch.window.congested(self.generation)
+            self.generation = self._prefetch.window.generation
 
-    def _append(self, event: DownloadEvent, held: int) -> None:
-        self._events.append((event, held))
-        self._buffered_bytes += _cost(event)
-        self._wake()
+    def image_completed(self, size: int, crc32: int) -> None:
+        """Take the end of the image."""
+        self.size, self.crc32 = size, crc32
+        self._end()
 
-    def _release(self, event: DownloadEvent, held: int) -> None:
-        self._buffered_bytes -= _cost(event)
-        if held:
-            for reservation in self._reservations:
-                reservation.release(held)
-        self._wake()
+    def image_failed(self, failure: Failure) -> None:
+        """Take the final failure; what is left of the copy need not be written."""
+        self.failure = failure
+        self._clear()
+        self.opened = None
+        self._end()
+
+    def image_crashed(self, error: BaseException) -> None:
+        """Take a fault of the service: it breaks the archive where the reader meets it."""
+        self.error = error
+        self._clear()
+        self._end()
+
+    def _end(self) -> None:
+        self.is_ended = True
+        # Also a copy that broke off and then turned out to be complete is ready.
+        self.is_ready = True
+        self._ended_at = self._now()
+        self._prefetch.download_ended(self)
 
     def _clear(self) -> None:
-        while self._events:
-            self._release(*self._events.popleft())
+        self._reservation.cancel()
+        while self._chunks:
+            _, _, reserved_bytes = self._chunks.popleft()
+            if reserved_bytes:
+                self._reservation.release(reserved_bytes)
+        self._buffered_bytes = 0
+        self._is_paused = False
 
-    async def _wait_for_change(self) -> None:
-        # The task waits only while events are buffered, the reader only while none is: never both at once.
-        self._change = self._loop.create_future()
-        await self._change
+    def _on_reserved(self) -> None:
+        """The chunk that found no room has it now."""
+        chunk, crc32, _ = self._chunks[-1]
+        self._chunks[-1] = chunk, crc32, self._requested_bytes
+        self._resume()
 
-    def _wake(self) -> None:
-        if self._change is not None and not self._change.done():
-            self._change.set_result(None)
+    def _pause(self) -> None:
+        self._is_paused = True
+        if self.download is not None:
+            self.download.pause()
+
+    def _resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            if self.download is not None:
+                self.download.resume()
 
 
 class Prefetch(Generic[ItemT]):
-    """Starts the downloads of ``items`` in their order and returns the first that is ready.
+    """Starts the downloads of ``items`` in their order and offers what has come first.
 
-    At most ``in_flight`` run at a time, and no more than this archive's part of the process's ``share``.
-
-    Use it as an async context manager: its end ends every download.
+    As many run at a time as ``window`` says, and no more than this archive's share of the process's downloads.
+    ``start`` returns the download of an item into a slot, or why there is none.
     """
 
     def __init__(
         self,
         items: Iterable[ItemT],
-        start: Callable[[ItemT], Download],
+        start: Callable[[Slot[ItemT]], Download | Failure],
         *,
-        in_flight: int,
+        window: DownloadWindow,
         share: DownloadShare,
-        budgets: Iterable[MemoryBudget],
+        budgets: Sequence[MemoryBudget],
+        on_change: Callable[[], None],
+        is_starved: Callable[[], bool],
     ) -> None:
+        self.window = window
+        self.on_change = on_change
         self._items = deque(items)
         self._start = start
-        self._in_flight = in_flight
         self._share = share
         self._budgets = tuple(budgets)
+        self._is_starved = is_starved
+        self._now = asyncio.get_running_loop().time
         self._slots: list[Slot[ItemT]] = []
-        self._head: Slot[ItemT] | None = None
-        self._running: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
-        self._open_ended = False
-        self._is_sharing = False
-        self._loop = asyncio.get_running_loop()
+        self._running = 0
+        self._more_may_come = False
+        self._has_joined = False
+        self._is_filling = False
 
-    async def __aenter__(self) -> Self:
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether every item has been claimed, and none will be added."""
+        return not self._slots and not self._items and not self._more_may_come
+
+    def start(self) -> None:
         """Start the first downloads."""
         self._fill()
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End every download, and wait until each has released its connection."""
-        self._items.clear()
-        self._set_sharing(busy=False)
-        # First what needs no waiting: the bytes are released even if the wait below is cancelled.
-        self._drop_head()
-        for slot in self._slots:
-            slot.close()
-        if self._running:
-            await asyncio.wait(self._running)
+    def claim_next(self) -> Slot[ItemT] | None:
+        """Return the first slot, in the items' order, that is ready or has ended; ``None`` if there is none now.
 
-    async def next(self) -> Slot[ItemT] | None:
-        """Return the first slot, in the items' order, whose first bytes are buffered or which has failed.
-
-        This ends the previous slot: if it was not read to its end, its download is stopped. ``None`` when there are
-        no more.
+        Whoever claims a slot closes it.
         """
-        while (slot := self._claim_next()) is None:
-            # The last one running may be a stopped head that still holds its connection: the next starts after it.
-            if not self._slots and not self._items and not self._open_ended:
-                return None
-            self._changed.clear()
-            await self._changed.wait()
-        return slot
+        for index, slot in enumerate(self._slots):
+            if slot.is_ready:
+                del self._slots[index]
+                slot.claim()
+                return slot
+        return None
 
     def keep_open(self) -> None:
-        """Keep ``next`` waiting for items that are added later, until ``finish_adding``."""
-        self._open_ended = True
+        """Expect items that are added later, until ``finish_adding``."""
+        self._more_may_come = True
 
     def add(self, items: Iterable[ItemT]) -> None:
-        """Append items, to be started behind those that wait."""
+        """Take further items, to be started behind those that wait."""
         self._items.extend(items)
         self._fill()
 
     def finish_adding(self) -> None:
-        """Declare the list of items complete."""
-        self._open_ended = False
-        self._changed.set()
+        """Expect no further items."""
+        self._more_may_come = False
+        self.on_change()
 
-    def give_up(self) -> list[ItemT]:
-        """Start no more downloads; return the items that have not been started."""
+    def abandon(self) -> list[ItemT]:
+        """Start nothing more; return the items whose downloads have not been started."""
         rest = list(self._items)
         self._items.clear()
         return rest
 
-    def _claim_next(self) -> Slot[ItemT] | None:
-        self._drop_head()
-        for index, slot in enumerate(self._slots):
-            if slot.ready or slot.ended:
-                del self._slots[index]
-                slot.claim()
-                self._head = slot
-                return slot
-        return None
+    def close(self) -> None:
+        """End every download that is not claimed."""
+        self._items.clear()
+        slots, self._slots = self._slots, []
+        for slot in slots:
+            slot.close()
+        self._running = 0
+        self._update_share()
 
-    def _drop_head(self) -> None:
-        if self._head is not None:
-            self._head.close()
-            self._head = None
+    def download_ended(self, slot: Slot[ItemT]) -> None:
+        """Take the end of a slot's download: the next may start."""
+        if slot.download is not None:
+            self._running -= 1
+            if slot.failure is None:
+                has_more = any(other.has_buffered for other in self._slots if other is not slot)
+                self.window.image_ended(starved=not has_more and self._is_starved())
+        self._fill()
+        self.on_change()
 
-    def _set_sharing(self, *, busy: bool) -> None:
-        """Take part in the share while there is something to download, not while further items are waited for."""
-        if busy and not self._is_sharing:
-            self._share.join()
-        elif self._is_sharing and not busy:
-            self._share.leave()
-        self._is_sharing = busy
+    def release(self, slot: Slot[ItemT]) -> None:
+        """Close a claimed slot, whose download may still run."""
+        was_running = slot.download is not None and not slot.is_ended
+        slot.close()
+        if was_running:
+            self._running -= 1
+            self._fill()
 
     def _fill(self) -> None:
-        self._set_sharing(busy=bool(self._items or self._running))
-        while self._items and len(self._running) < min(self._in_flight, self._share.per_archive()):
-            item = self._items.popleft()
-            slot = Slot(item, self._start(item), self._budgets, self._changed.set, self._loop)
-            self._slots.append(slot)
-            slot.task = task = self._loop.create_task(_pump(slot))
-            self._running.add(task)
-            task.add_done_callback(functools.partial(self._on_done, slot))
+        if self._is_filling:  # a download that fails at once: the loop below goes on
+            return
+        self._is_filling = True
+        try:
+            self._update_share()
+            while self._items and self._running < min(self.window.size, self._share.per_archive()):
+                self._start_next()
+            self._update_share()
+        finally:
+            self._is_filling = False
 
-    def _on_done(self, slot: Slot[ItemT], task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        # A bug is passed to the reader like a failed image, and aborts the archive there.
-        slot.finish(asyncio.CancelledError() if task.cancelled() else task.exception())
-        self._fill()
+    def _start_next(self) -> None:
+        slot = Slot(self._items.popleft(), self, self._budgets, self._now)
+        slot.generation = self.window.generation
+        self._slots.append(slot)
+        download = self._start(slot)
+        if isinstance(download, Failure):
+            slot.image_failed(download)
+            return
+        slot.download = download
+        self._running += 1
+        download.start()
+
+    def _update_share(self) -> None:
+        """Count among those who share the downloads while there is something to fetch."""
+        is_busy = bool(self._items or self._running)
+        if is_busy and not self._has_joined:
+            self._share.join()
+        elif self._has_joined and not is_busy:
+            self._share.leave()
+        self._has_joined = is_busy
 
 
-def _cost(event: DownloadEvent) -> int:
-    return len(event) + CHUNK_OVERHEAD_BYTES if isinstance(event, bytes) else 0
-
-
-async def _pump(slot: Slot[ItemT]) -> None:
-    async with aclosing(slot.download.events()) as events:
-        async for event in events:
-            await slot.push(event)
+def _cost(chunk: bytes) -> int:
+    return len(chunk) + CHUNK_OVERHEAD_BYTES

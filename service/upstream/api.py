@@ -11,6 +11,7 @@ import structlog
 from yarl import URL
 
 from service.errors import (
+    ImageFailed,
     OrderNotFound,
     ServiceError,
     UpstreamFailed,
@@ -18,15 +19,18 @@ from service.errors import (
     UpstreamTimeout,
     UpstreamUnauthorized,
 )
-from service.model import Failure, Image, ImageOptions, Order, Reason
+from service.model import Failure, ImageOptions, Opened, Order, Reason
 from service.monitoring.metrics import Metrics
 from service.upstream.health import UpstreamHealth
-from service.upstream.http.bodies import BodyTooLarge, read_bounded
+from service.upstream.http.fetch import Fetch, FetchSink
 from service.upstream.http.fetcher import Fetcher
-from service.upstream.image_download import DownloadPolicy, ImageDownload
+from service.upstream.http.request import encode_fields
+from service.upstream.image_download import ImageDownload, ImageSink
+from service.upstream.image_transfer import DownloadPolicy
 from service.upstream.payloads import PayloadError, read_order
 from service.upstream.retry import AttemptFailed, status_failure
 from service.upstream.retry_loop import RetryLoop
+from service.upstream.url_policy import Target
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +55,7 @@ class UpstreamClient:
     ) -> None:
         self._fetcher = fetcher
         self._api_base = api_base
+        self._base = fetcher.target(URL(api_base))
         self._policy = policy
         self._metrics = metrics or Metrics()
         self._health = health or UpstreamHealth(time.monotonic)
@@ -73,22 +78,9 @@ class UpstreamClient:
             self._health.record_failure()
             raise UpstreamTimeout("The order look-up took too long.") from error
 
-    def open_image(
-        self, image: Image, options: ImageOptions, granted: Callable[[], None] = lambda: None
-    ) -> ImageDownload:
-        """Return the download of an image. It starts when it is iterated.
-
-        ``granted`` is called once, when the API has accepted the request: from then on a paid image is bought.
-        """
-        return ImageDownload(
-            self._fetcher,
-            self._url("images", image.image_id, "enhanced", query=_query(options)),
-            _image_headers(options),
-            self._policy,
-            image_id=image.image_id,
-            metrics=self._metrics,
-            granted=granted,
-        )
+    def images(self, options: ImageOptions) -> "ImageSource":
+        """Return the images of one archive, requested on behalf of the current client request."""
+        return ImageSource(self._fetcher, self._base, options, self._policy, self._metrics)
 
     async def _look_up(self, url: URL) -> bytes:
         def on_retry(error: AttemptFailed, attempt: int) -> None:
@@ -97,18 +89,106 @@ class UpstreamClient:
         return await RetryLoop(self._policy.attempts).run(lambda: self._read_json(url), on_retry)
 
     async def _read_json(self, url: URL) -> bytes:
-        async with self._fetcher.get(url, {"Accept": "application/json"}) as response:
-            if response.status != HTTPStatus.OK:
-                raise status_failure(response.status, response.headers)
-            try:
-                return await read_bounded(response.read, max_bytes=MAX_ORDER_BYTES)
-            except BodyTooLarge as error:
-                raise PayloadError("the response is too large") from error
+        response, body = await self._fetcher.get(url, {"Accept": "application/json"}, max_bytes=MAX_ORDER_BYTES)
+        if response.status != HTTPStatus.OK:
+            raise status_failure(response.status, response.headers)
+        return body
 
-    def _url(self, *segments: str, query: str = "") -> URL:
+    def _url(self, *segments: str) -> URL:
         # Ids are data: each stays one segment of the path, whatever characters it has.
         path = "/".join(quote(segment, safe="") for segment in segments)
-        return URL(f"{self._api_base}/{path}{query}", encoded=True)
+        return URL(f"{self._api_base}/{path}", encoded=True)
+
+
+class ImageSource:
+    """Images of one archive: the query, the header fields and the log's fields are the same for all of them."""
+
+    def __init__(
+        self, fetcher: Fetcher, base: Target, options: ImageOptions, policy: DownloadPolicy, metrics: Metrics
+    ) -> None:
+        self._fetcher = fetcher
+        self._base = base
+        self._query = _query(options)
+        self._template = fetcher.template(_image_headers(options))
+        self._policy = policy
+        self._metrics = metrics
+        self._log = log.bind(**structlog.contextvars.get_contextvars())
+
+    def download(self, image_id: str, sink: ImageSink, granted: Callable[[], None] | None = None) -> ImageDownload:
+        """Return the download of an image into a sink; it does nothing before its ``start``.
+
+        ``granted`` is called once, when the API agrees to deliver: from then on a paid image is bought.
+        """
+        path = f"{self._base.path.rstrip('/')}/images/{quote(image_id, safe='')}/enhanced{self._query}"
+        target = Target(self._base.origin, path)
+
+        def start_fetch(extra: Mapping[str, str], into: FetchSink, note: Callable[[], None] | None) -> Fetch:
+            return self._fetcher.start(target, self._template, into, note, encode_fields(extra) if extra else b"")
+
+        return ImageDownload(
+            start_fetch,
+            self._policy,
+            sink,
+            image_id=image_id,
+            granted=granted,
+            metrics=self._metrics,
+            log=self._log,
+            loop=self._fetcher.loop,
+        )
+
+    async def fetch(self, image_id: str, *, max_bytes: int) -> tuple[str, bytes]:
+        """Return a whole small image: its extension and its bytes.
+
+        Raises:
+            ImageFailed: it cannot be had, or is larger than ``max_bytes``.
+        """
+        sink = _SmallImage(self._fetcher.loop, max_bytes)
+        download = self.download(image_id, sink)
+        download.start()
+        try:
+            return await sink.received
+        finally:
+            download.abort()
+
+
+class _SmallImage:
+    """Collects one image in memory (``image_download.ImageSink``)."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_bytes: int) -> None:
+        self.received: asyncio.Future[tuple[str, bytes]] = loop.create_future()
+        self._max_bytes = max_bytes
+        self._extension = ""
+        self._content = bytearray()
+
+    def image_opened(self, opened: Opened) -> None:
+        """Begin a copy."""
+        self._extension = opened.extension
+        self._content.clear()
+
+    def image_received(self, chunk: bytes, crc32: int) -> None:
+        """Collect, within the bound."""
+        del crc32
+        self._content += chunk
+        if len(self._content) > self._max_bytes:
+            self.image_failed(Failure(Reason.REJECTED, f"the image has more than {self._max_bytes} bytes"))
+
+    def image_interrupted(self, failure: Failure) -> None:
+        """Wait for the next attempt."""
+
+    def image_completed(self, size: int, crc32: int) -> None:
+        """Hand the image over."""
+        del size, crc32
+        if not self.received.done():
+            self.received.set_result((self._extension, bytes(self._content)))
+
+    def image_failed(self, failure: Failure) -> None:
+        """Hand the failure over."""
+        self.image_crashed(ImageFailed(failure))
+
+    def image_crashed(self, error: BaseException) -> None:
+        """Hand a fault of the service over."""
+        if not self.received.done():
+            self.received.set_exception(error)
 
 
 @functools.lru_cache(maxsize=256)  # the same for every image of an archive

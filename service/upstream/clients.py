@@ -9,8 +9,9 @@ from yarl import URL
 from service.monitoring.metrics import Metrics
 from service.upstream.api import UpstreamClient
 from service.upstream.health import UpstreamHealth
+from service.upstream.http.connection import ConnectionPool
 from service.upstream.http.fetcher import Fetcher
-from service.upstream.image_download import DownloadPolicy
+from service.upstream.image_transfer import DownloadPolicy
 from service.upstream.rate_limiter import RateLimiter
 from service.upstream.uploads import UploadClient
 from service.upstream.url_policy import UrlPolicy
@@ -18,6 +19,7 @@ from service.upstream.url_policy import UrlPolicy
 
 def create_clients(
     session: ClientSession,
+    pool: ConnectionPool,
     metrics: Metrics,
     health: UpstreamHealth,
     *,
@@ -33,6 +35,7 @@ def create_clients(
     """Return the client for orders and images, and the client for uploads. They share their limits."""
     fetcher = Fetcher(
         session,
+        pool,
         UrlPolicy(api_origin=URL(api_base).origin(), allow_private=allow_private, allowed_hosts=allowed_hosts),
         rate_limiter=RateLimiter(requests_per_second, clock=asyncio.get_running_loop().time),
         api_headers={"x-api-key": api_key, "x-api-version": api_version},

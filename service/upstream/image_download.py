@@ -1,230 +1,185 @@
-"""Downloads one image as a stream of events, as ``retry`` and ``resume`` decide.
+"""Carries out the download of one image: pushes what ``image_transfer`` accepts into a sink.
 
-Ownership: an ``ImageDownload`` is iterated by one task at a time (the read-ahead's fetch task), which owns its
-connection and its timers; both live only inside ``_attempt``. It holds no buffer: a chunk is yielded before the next
-one is read, so a consumer that pauses also pauses the upstream (backpressure by TCP). Between two attempts it keeps
-nothing but a ``PartialImage``: how much of the copy was yielded, and its CRC-32.
+States, and what is owned meanwhile::
+
+    new ──start──▶ fetching (a Fetch) ──complete──▶ ended
+                      │   ▲
+                      │   └──────────── pause over
+                      └─ failed ─▶ backing off (a timer) ─┘ or, with no attempt left ─▶ ended
+
+There is no task and no buffer: a chunk is handed on in the callback that brings it, and a sink that has enough of them
+pauses the download, which stops the upstream by TCP.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
-import structlog
-from isal import isal_zlib
-from yarl import URL
+from structlog.typing import FilteringBoundLogger
 
 from service.errors import ImageFailed
-from service.model import DownloadEvent, Failure, Interrupted, Opened, Reason, ResumeMethod
+from service.model import Failure, Opened, ResumeMethod
 from service.monitoring.metrics import Metrics
-from service.upstream import retry
-from service.upstream.http.fetcher import Fetcher
-from service.upstream.http.headers import content_length, strong_etag
-from service.upstream.http.http1 import Response
-from service.upstream.image_formats import bytes_to_sniff, sniff
-from service.upstream.image_walkers import Walker, new_walker
-from service.upstream.resume import PartialImage, PartialImageInvalid, ResumeAction, classify_response, range_headers
+from service.upstream.http.fetch import Fetch, FetchSink
+from service.upstream.http.response_reader import ResponseStarted
+from service.upstream.image_transfer import DownloadPolicy, ImageTransfer
 from service.upstream.retry import AttemptFailed
-from service.upstream.retry_loop import RetryLoop
 
-log = structlog.get_logger(__name__)
+StartFetch = Callable[[Mapping[str, str], FetchSink, Callable[[], None] | None], Fetch]
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadPolicy:
-    """Limits of one image's download: ``attempts`` in all, the first included.
+class ImageSink(Protocol):
+    """Takes one image as it comes. The calls come from the event loop; exactly one of the last three ends it."""
 
-    A break after ``backpressure_seconds`` of backpressure uses up none of them, see ``retry.consumes_attempt``.
-    """
+    def image_opened(self, opened: Opened) -> None:
+        """Take the start of a copy, its first bytes verified; it makes every byte before it void."""
+        ...
 
-    attempts: int
-    backpressure_seconds: float = retry.BACKPRESSURE_SECONDS
+    def image_received(self, chunk: bytes, crc32: int) -> None:
+        """Take the next bytes of the copy; ``crc32`` is that of the copy up to and including them."""
+        ...
+
+    def image_interrupted(self, failure: Failure) -> None:
+        """Take the end of an attempt; another follows."""
+        ...
+
+    def image_completed(self, size: int, crc32: int) -> None:
+        """Take the end of the image: complete, verified, with this size in bytes and CRC-32."""
+        ...
+
+    def image_failed(self, failure: Failure) -> None:
+        """Take the final failure: what was received is void."""
+        ...
+
+    def image_crashed(self, error: BaseException) -> None:
+        """Take a fault of the service itself."""
+        ...
 
 
 class ImageDownload:
-    """The download of one image; iterate its ``events`` once. ``attempts`` counts the requests made for it."""
+    """One image of the upstream; ``start`` it once. It is the sink of its fetches."""
 
     def __init__(
         self,
-        fetcher: Fetcher,
-        url: URL,
-        headers: Mapping[str, str],
+        start_fetch: StartFetch,
         policy: DownloadPolicy,
+        sink: ImageSink,
         *,
         image_id: str,
+        granted: Callable[[], None] | None,
         metrics: Metrics,
-        granted: Callable[[], None],
+        log: FilteringBoundLogger,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._fetcher = fetcher
-        self._url = url
-        self._headers = headers
-        self._policy = policy
-        self._metrics = metrics
+        self._start_fetch = start_fetch
+        self._transfer = ImageTransfer(policy)
+        self._sink = sink
         self._image_id = image_id
-        self._on_granted: Callable[[], None] | None = granted
-        self._partial = PartialImage()
-        self._walker = Walker()  # of the copy that was opened last
-        self._retries = RetryLoop(policy.attempts)
-        self._free_retries = 0
-        self._max_bytes_reached = 0  # of the image, by the best attempt so far
-        self._backpressure_seconds = 0.0  # the longest pause of the consumer in this attempt
-        self.attempts = 0
+        self._granted = granted
+        self._metrics = metrics
+        self._log = log
+        self._loop = loop
+        self._fetch: Fetch | None = None
+        self._backoff: asyncio.TimerHandle | None = None
+        self._started_at = 0.0
 
-    async def events(self) -> AsyncGenerator[DownloadEvent, None]:
-        """Yield the image's events; the end means that the image is complete and verified.
+    @property
+    def attempts(self) -> int:
+        """How many requests were made for the image at the API."""
+        return self._transfer.attempts
 
-        Raises:
-            ImageFailed: the image cannot be downloaded; what was yielded of it is void.
-        """
-        started = time.monotonic()
-        while True:
-            self.attempts += 1
-            self._backpressure_seconds = 0.0
-            try:
-                async with aclosing(self._attempt()) as events:
-                    async for event in events:
-                        yield event
-            except AttemptFailed as error:
-                pause_seconds = self._decide(error)
-            else:
-                self._metrics.image_duration.observe(time.monotonic() - started)
-                return
-            yield Interrupted()
-            await asyncio.sleep(pause_seconds)
+    def start(self) -> None:
+        """Begin the first attempt."""
+        self._started_at = self._loop.time()
+        self._start_attempt()
 
-    def _decide(self, error: AttemptFailed) -> float:
-        """Return the pause before the next attempt in seconds.
+    def pause(self) -> None:
+        """Stop reading until ``resume``. An attempt that begins meanwhile reads until it is paused again."""
+        if self._fetch is not None:
+            self._fetch.pause()
 
-        Raises:
-            ImageFailed: there is no next attempt.
-        """
-        reached = self._partial.count
-        progress_bytes = reached - self._max_bytes_reached
-        self._max_bytes_reached = max(reached, self._max_bytes_reached)
-        if isinstance(error, PartialImageInvalid):
-            self._partial = error.replacement
-        threshold_seconds = self._policy.backpressure_seconds
-        free = retry.is_free_retry(error.failure.reason, self._free_retries)
-        self._free_retries += free
-        consumed = not free and retry.consumes_attempt(progress_bytes, self._backpressure_seconds, threshold_seconds)
-        pause_seconds = self._retries.pause_seconds(error, consumes_attempt=consumed)
-        if pause_seconds is None:
-            raise ImageFailed(error.failure) from error
+    def resume(self) -> None:
+        """Go on reading."""
+        if self._fetch is not None:
+            self._fetch.resume()
+
+    def abort(self) -> None:
+        """End the download now; the sink hears nothing more."""
+        if self._backoff is not None:
+            self._backoff.cancel()
+            self._backoff = None
+        if self._fetch is not None:
+            self._fetch.abort()
+            self._fetch = None
+
+    def _start_attempt(self) -> None:
+        self._backoff = None
+        self._fetch = self._start_fetch(self._transfer.start_attempt(), self, self._note_granted)
+
+    def _note_granted(self) -> None:
+        granted, self._granted = self._granted, None
+        if granted is not None:
+            granted()
+
+    # fetch.FetchSink
+
+    def response_started(self, response: ResponseStarted, *, from_api: bool) -> None:
+        """Judge status and headers."""
+        method = self._transfer.receive_headers(
+            response.status, response.headers, from_api=from_api, has_framing=response.has_framing
+        )
+        if method is not None:
+            self._note_resumed(method)
+
+    def body_received(self, chunk: bytes) -> None:
+        """Hand on what is accepted."""
+        for event in self._transfer.receive_body(chunk):
+            self._hand_on(event)
+
+    def response_ended(self) -> None:
+        """Verify the image."""
+        for event in self._transfer.receive_end():
+            self._hand_on(event)
+        self._fetch = None
+        self._metrics.image_duration.observe(self._loop.time() - self._started_at)
+        partial = self._transfer.partial
+        self._sink.image_completed(partial.count, partial.crc32)
+
+    def fetch_failed(self, error: AttemptFailed) -> None:
+        """Try again after a pause, or fail."""
+        paused_seconds = self._fetch.longest_pause_seconds if self._fetch is not None else 0.0
+        self._fetch = None
+        try:
+            pause_seconds = self._transfer.fail_attempt(error, paused_seconds=paused_seconds, chance=random.random())
+        except ImageFailed as failed:
+            self._sink.image_failed(failed.failure)
+            return
         self._metrics.image_retries.labels(error.failure.reason.value).inc()
-        log.info(
+        self._log.info(
             "image.retried",
             image_id=self._image_id,
             reason=error.failure.reason.value,
             detail=error.failure.detail,
             attempt=self.attempts,
-            received_bytes=self._partial.count,
+            received_bytes=self._transfer.partial.count,
             pause_seconds=round(pause_seconds, 3),
         )
-        return pause_seconds
+        self._backoff = self._loop.call_later(pause_seconds, self._start_attempt)
+        self._sink.image_interrupted(error.failure)
 
-    async def _attempt(self) -> AsyncGenerator[DownloadEvent, None]:
-        headers = {**self._headers, **range_headers(self._partial)}
-        async with self._fetcher.get(self._url, headers, self._report_granted) as response:
-            action = self._classify(response)
-            if action is ResumeAction.BEGIN:
-                chunk = await self._read_signature(response)
-                yield self._open_copy(response, chunk)
-            else:
-                chunk = await self._skip_replay(response) if action is ResumeAction.REPLAY else b""
-                self._record_resume(action)
-            while chunk or (chunk := await response.read()):
-                self._record_chunk(chunk)
-                yielded = time.monotonic()
-                yield chunk
-                self._backpressure_seconds = max(self._backpressure_seconds, time.monotonic() - yielded)
-                chunk = b""
-            self._verify_end(response)
+    def fetch_crashed(self, error: BaseException) -> None:
+        """Hand a fault of the service on."""
+        self._fetch = None
+        self._sink.image_crashed(error)
 
-    def _report_granted(self) -> None:
-        if self._on_granted is not None:
-            self._on_granted()
-            self._on_granted = None
+    def _hand_on(self, event: Opened | bytes) -> None:
+        if isinstance(event, bytes):
+            self._sink.image_received(event, self._transfer.partial.crc32)
+        else:
+            self._sink.image_opened(event)
 
-    def _record_resume(self, action: ResumeAction) -> None:
-        method = ResumeMethod.REPLAY if action is ResumeAction.REPLAY else ResumeMethod.RANGE
+    def _note_resumed(self, method: ResumeMethod) -> None:
         self._metrics.image_resumes.labels(method.value).inc()
-        log.info(
-            "image.resumed",
-            image_id=self._image_id,
-            method=method.value,
-            received_bytes=self._partial.count,
-        )
-
-    def _classify(self, response: Response) -> ResumeAction:
-        """Decide what to do with the body, by the header alone."""
-        status, headers = response.status, response.headers
-        if not self._fetcher.is_api(response.url) and (rejected := retry.rejected_target_failure(status, headers)):
-            raise rejected
-        action = classify_response(self._partial, status, headers)
-        if not response.content_type.startswith("image/"):
-            detail = f"the upstream sent {response.content_type}, not an image"
-            raise AttemptFailed(Failure(Reason.NOT_AN_IMAGE, detail, status))
-        return action
-
-    async def _read_signature(self, response: Response) -> bytes:
-        """Read until the image format can be sniffed, or the body ends."""
-        start = b""
-        while len(start) < bytes_to_sniff(start) and (chunk := await response.read()):
-            start += chunk
-        return start
-
-    def _open_copy(self, response: Response, start: bytes) -> Opened:
-        """Verify the first bytes of a new copy, and forget the one before."""
-        self._partial = PartialImage()
-        image_format = sniff(start)
-        if image_format is None:
-            detail = "the first bytes are not those of an image"
-            raise AttemptFailed(Failure(Reason.NOT_AN_IMAGE, detail, response.status))
-        self._walker = new_walker(image_format, start)
-        total = content_length(response.headers)
-        self._partial = PartialImage(total=total, etag=strong_etag(response.headers))
-        return Opened(image_format.extension, total)
-
-    async def _skip_replay(self, response: Response) -> bytes:
-        """Skip the bytes received before, and return those that follow in the same read."""
-        missing, crc32 = self._partial.count, 0
-        while missing and (chunk := await response.read()):
-            prefix = chunk[:missing]
-            crc32 = isal_zlib.crc32(prefix, crc32)
-            missing -= len(prefix)
-            if not missing and crc32 == self._partial.crc32:
-                return chunk[len(prefix) :]
-        failure = Failure(Reason.CONTENT_CHANGED, "the image is not the same as before the break", response.status)
-        raise PartialImageInvalid(failure, PartialImage())
-
-    def _record_chunk(self, chunk: bytes) -> None:
-        partial = self._partial
-        count = partial.count + len(chunk)
-        if partial.total is not None and count > partial.total:
-            failure = Failure(Reason.TOO_LONG, f"the body is longer than its declared {partial.total} bytes")
-            raise PartialImageInvalid(failure, PartialImage())
-        crc32 = isal_zlib.crc32(chunk, partial.crc32)
-        # Not dataclasses.replace, which is measurably slow here, once for every chunk.
-        self._partial = PartialImage(count, crc32, partial.total, partial.etag, partial.resumable)
-        self._walker.feed(chunk)
-
-    def _verify_end(self, response: Response) -> None:
-        """Verify that a body that has ended without an error is the whole image.
-
-        The end of a close-delimited body (RFC 9112 section 6.3, rule 8) proves nothing: then the file itself must
-        show that it is complete. Where it can show that it is not, a length or a last chunk proves nothing either:
-        the stored file may be truncated.
-
-        Raises:
-            AttemptFailed: it is not.
-        """
-        count, total = self._partial.count, self._partial.total
-        if total is not None and count != total:
-            failure = Failure(Reason.TRUNCATED, f"received {count} bytes instead of {total}")
-            raise AttemptFailed(failure)
-        ended = self._walker.has_ended()
-        if ended is False or (ended is None and response.is_close_delimited):
-            failure = Failure(Reason.TRUNCATED, "the image ends before its end marker")
-            raise PartialImageInvalid(failure, PartialImage())
+        received_bytes = self._transfer.partial.count
+        self._log.info("image.resumed", image_id=self._image_id, method=method.value, received_bytes=received_bytes)

@@ -6,6 +6,7 @@ an archive's. Requests to the storage do not count.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from aiolimiter import AsyncLimiter
 
@@ -32,16 +33,29 @@ class RateLimiter:
         self._clock = clock
         self._sleep = sleep
         self._resume_at = 0.0
+        self._waiting = 0
+
+    def try_acquire(self) -> bool:
+        """Take a turn if there is one now, and no other request waits for one."""
+        if self._waiting or self._clock() < self._resume_at or not self._limiter.has_capacity():
+            return False
+        # With capacity, the coroutine takes its turn without suspending: one step completes it, without a task.
+        with suppress(StopIteration):
+            self._limiter.acquire().send(None)
+        return True
 
     async def acquire(self) -> float:
         """Wait until the next request may be sent; return the wait in seconds."""
         started = self._clock()
-        if started >= self._resume_at and self._limiter.has_capacity():
-            await self._limiter.acquire()  # returns without waiting
+        if self.try_acquire():
             return 0.0
-        while (pause_seconds := self._resume_at - self._clock()) > 0:
-            await self._sleep(pause_seconds)
-        await self._limiter.acquire()
+        self._waiting += 1
+        try:
+            while (pause_seconds := self._resume_at - self._clock()) > 0:
+                await self._sleep(pause_seconds)
+            await self._limiter.acquire()
+        finally:
+            self._waiting -= 1
         return self._clock() - started
 
     def pause(self, retry_after: float | None) -> float:

@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from http import HTTPStatus
+from typing import Self
 
 from service.model import Failure, Reason
 from service.upstream.http.headers import content_length, strong_etag
 from service.upstream.retry import AttemptFailed, status_failure
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+# Responses of servers that do not support ranges, or not this one, instead of ignoring the header as RFC 9110 allows.
+_RANGE_REJECTED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PartialImage:
     """The received part of the current copy: ``count`` bytes with this CRC-32, of ``total`` if that is known.
 
@@ -29,6 +32,11 @@ class PartialImage:
     total: int | None = None
     etag: str | None = None
     resumable: bool = True
+
+    @classmethod
+    def promised(cls, headers: Mapping[str, str]) -> Self:
+        """Return an empty copy with the size and the validator that its response states."""
+        return cls(total=content_length(headers), etag=strong_etag(headers))
 
     @property
     def by_range(self) -> bool:
@@ -73,6 +81,9 @@ def classify_response(partial: PartialImage, status: int, headers: Mapping[str, 
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and partial.by_range:
         failure = Failure(Reason.CONTENT_CHANGED, "the image no longer has the bytes that are missing", status)
         raise PartialImageInvalid(failure, PartialImage())
+    if status in _RANGE_REJECTED and partial.by_range:
+        failure = Failure(Reason.REJECTED, f"the upstream rejected a range with status {status}", status)
+        raise PartialImageInvalid(failure, replace(partial, resumable=False))
     raise status_failure(status, headers)
 
 
@@ -87,7 +98,7 @@ def _classify_whole(partial: PartialImage, headers: Mapping[str, str]) -> Resume
 
 def _classify_part(partial: PartialImage, headers: Mapping[str, str]) -> ResumeAction:
     """Accept only the exact continuation (RFC 9110 section 14.4); anything else disqualifies the server's ranges."""
-    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
     if match:
         first, last, total = map(int, match.groups())
         fits = first == partial.count and last == total - 1 and partial.total in {None, total}

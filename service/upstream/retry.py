@@ -26,6 +26,8 @@ MAX_FREE_RETRIES = 7
 BACKPRESSURE_SECONDS = 5.0
 
 _RETRIED_STATUSES = frozenset({408, 425, 429})
+# Statuses of a storage that a fresh target may avoid. None of them is about our key, not even 401 and 402.
+_STORAGE_RETRIED = frozenset({400, 401, 402, 403, 409, 412})
 _STATUS_REASONS = {
     401: Reason.UNAUTHORIZED,
     402: Reason.NO_CREDITS,
@@ -48,15 +50,16 @@ class AttemptFailed(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-def rejected_target_failure(status: int, headers: Mapping[str, str]) -> AttemptFailed | None:
+def storage_failure(status: int, headers: Mapping[str, str]) -> AttemptFailed | None:
     """Return the failure of a storage response that rejects its signed URL, or ``None``.
 
-    Redirect targets are signed and expire: S3 responds with 403 to an expired one. Unlike the API's own 403, that
-    says nothing about our key, and the next attempt gets a fresh target.
+    Redirect targets are signed and expire. S3 responds with 403 to one that is no longer valid, and with 400 and the
+    codes ``ExpiredToken`` and ``RequestTimeout``, after which clients are to try again (Amazon S3 API reference, "Error
+    responses"). Unlike the API's own, these statuses say nothing about our key; the next attempt gets a fresh target.
     """
-    if status != HTTPStatus.FORBIDDEN:
+    if status not in _STORAGE_RETRIED:
         return None
-    failure = Failure(Reason.UPSTREAM_ERROR, "the storage rejected the URL that the API gave (403)", status)
+    failure = Failure(Reason.UPSTREAM_ERROR, f"the storage rejected the URL that the API gave ({status})", status)
     return AttemptFailed(failure, retry_after_seconds=retry_after_seconds(headers))
 
 

@@ -22,11 +22,12 @@ from service.errors import (
 from service.monitoring.tracing import read_traceparent, request_context
 from service.web.auth.context import AUTH
 from service.web.http.connection import ClientConnection
-from service.web.http.context import ARRIVED, HTTP, REQUEST_ID, STREAMING
+from service.web.http.context import ARRIVED, HTTP, REQUEST_ID
 from service.web.http.cors import add_cors_headers, is_preflight, preflight_response
 from service.web.http.expect_continue import check_expectation, is_continue_pending
 from service.web.http.headers import SECURITY_HEADERS, SERVER_NAME
 from service.web.http.problems import problem_response
+from service.web.http.streaming_response import STREAMING
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -1,4 +1,4 @@
-"""The connection pool: aiohttp's, without connections on which anything has arrived while they were idle.
+"""aiohttp's connection pool, without connections on which anything has arrived while they were idle.
 
 Internals of aiohttp that are used: ``BaseConnector.connect``, ``Connection.protocol``, and of that protocol
 ``should_close`` and ``transport`` (tests/test_aiohttp_contract.py names each).
@@ -34,36 +34,24 @@ class GuardedConnector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - its name is aiohttp's
     ) -> aiohttp.connector.Connection:
-        """Return an idle or a new connection, for aiohttp's client."""
-        connection, _ = await self.acquire(req, timeout, traces=traces)
-        return connection
-
-    async def acquire(
-        self,
-        request: aiohttp.ClientRequest,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - its name is aiohttp's
-        *,
-        traces: list[Trace] | None = None,
-        fresh: bool = False,
-    ) -> tuple[aiohttp.connector.Connection, bool]:
-        """Return a connection, and whether it was used before. ``fresh`` closes the idle ones instead of reusing them.
+        """Return an idle or a new connection, for aiohttp's client.
 
         Raises:
             aiohttp.ClientError, TimeoutError: there is no connection.
         """
         while True:
-            connection = await super().connect(request, traces or [], timeout)
+            connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
             if protocol is None or protocol not in self._used:
                 if protocol is not None:
                     self._used.add(protocol)
-                return connection, False
-            if not fresh and not protocol.should_close and not _is_readable(protocol.transport):
-                return connection, True
+                return connection
+            if not protocol.should_close and not is_readable(protocol.transport):
+                return connection
             connection.close()
 
 
-def _is_readable(transport: asyncio.BaseTransport | None) -> bool:
+def is_readable(transport: asyncio.BaseTransport | None) -> bool:
     """Return whether bytes, an end or an error wait in the kernel, which the event loop may not have noticed yet.
 
     On an idle TLS connection they may be a harmless record, but those of the handshake were read with the response.

@@ -1,4 +1,4 @@
-"""Parses the header fields of upstream responses. Pure functions; a malformed field counts as absent."""
+"""Parses the header fields of upstream responses, whose names are in lower case. A malformed field counts as absent."""
 
 import email.utils
 from collections.abc import Mapping
@@ -7,19 +7,19 @@ from datetime import UTC, datetime
 
 def strong_etag(headers: Mapping[str, str]) -> str | None:
     """Return the ETag if it is a strong one (RFC 9110 section 8.8.3)."""
-    etag = headers.get("ETag", "")
+    etag = headers.get("etag", "")
     return etag if len(etag) > 2 and etag.isascii() and etag.startswith('"') and etag.endswith('"') else None  # noqa: PLR2004 - quotes
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:
     """Return the Content-Length in bytes (RFC 9110 section 8.6), if it is well-formed."""
-    text = headers.get("Content-Length", "")
+    text = headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None  # noqa: PLR2004 - exabytes
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
     """Return the wait of ``Retry-After`` (RFC 9110 section 10.2.3: seconds or a date), never negative."""
-    text = headers.get("Retry-After", "").strip()
+    text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:9]), 1e9)
     try:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,8 +39,7 @@ from service.web.downloads.conditions import precondition_problem
 from service.web.downloads.context import DOWNLOADS, DownloadsContext
 from service.web.downloads.record import ArchiveRecord
 from service.web.downloads.selection import select_missing
-from service.web.http.context import STREAMING
-from service.web.http.streaming_response import StreamingResponse
+from service.web.http.streaming_response import STREAMING, StreamingResponse
 
 ORDER_ID_CHARACTERS = 36
 # About 45 bytes each ("&only=" and a UUID): with this many, a URL stays below the 8 KiB that nginx accepts by default.
@@ -189,7 +188,7 @@ class ArchiveDownload:
         self._record = record
         self._stream = ArchiveStream(
             plan,
-            upstream,
+            upstream.images(plan.options.image),
             limits=context.limits,
             total_budget=context.total_budget,
             download_share=context.connections,
@@ -237,14 +236,15 @@ class ArchiveDownload:
         if self._plan.options.archive_id is None:
             self._receipts.register(self._record.receipt)
         with self._in_progress.track_inprogress():
-            async with self._stream as stream:
-                await stream.wait_first_byte(first_byte_deadline)
+            try:
+                self._stream.start()
+                await self._stream.wait_first_byte(first_byte_deadline)
                 response = await self._start_response()
                 self._record.response_started(response)
-                async with aclosing(stream.chunks()) as chunks:
-                    async for parts in chunks:
-                        await response.send(parts)
+                await self._stream.run(response)
                 await response.write_eof()
+            finally:
+                self._stream.close()
         return response
 
     async def _start_response(self) -> StreamingResponse:

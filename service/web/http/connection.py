@@ -33,7 +33,7 @@ class ClientConnection(web.RequestHandler):
     sections are bounded by the keep-alive timeout. ``on_malformed`` is called for each malformed request.
     """
 
-    __slots__ = ("_header_timeout_seconds", "_header_timer", "_on_malformed", "_stall_seconds")
+    __slots__ = ("_header_timeout_seconds", "_header_timer", "_on_malformed", "_stall_seconds", "on_writable")
 
     def __init__(
         self,
@@ -49,6 +49,8 @@ class ClientConnection(web.RequestHandler):
         self._stall_seconds = stall_seconds
         self._on_malformed = on_malformed
         self._header_timer: asyncio.TimerHandle | None = None
+        # Called when the transport's buffer has fallen to its low-water mark.
+        self.on_writable: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the header timer."""
@@ -61,6 +63,12 @@ class ClientConnection(web.RequestHandler):
         """Stop the header timer."""
         self.headers_received()
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """Continue the response."""
+        super().resume_writing()
+        if self.on_writable is not None:
+            self.on_writable()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """Close the connection when the service stops, whether or not its request was drained.

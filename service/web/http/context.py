@@ -7,7 +7,6 @@ from aiohttp import web
 
 from service.monitoring.metrics import Metrics
 from service.monitoring.recent_errors import RecentErrors
-from service.web.http.streaming_response import StreamingResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,5 +28,3 @@ HTTP = web.AppKey("http", HttpContext)
 REQUEST_ID = web.RequestKey("request_id", str)
 # When the request arrived, by ``time.monotonic``.
 ARRIVED = web.RequestKey("arrived", float)
-# Set by a handler when its response has started, so that a later failure aborts that response.
-STREAMING = web.RequestKey("streaming", StreamingResponse)

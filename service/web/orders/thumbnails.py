@@ -1,13 +1,11 @@
 """``GET /images/{image_id}/preview``: a small, free picture of one image, for the page. It never spends a credit."""
 
 import asyncio
-from contextlib import aclosing
 
 from aiohttp import web
 
 from service.errors import ImageFailed, ThumbnailUnavailable
-from service.model import Image, ImageOptions, Opened, Readiness
-from service.upstream.api import UpstreamClient
+from service.model import ImageOptions
 from service.web.auth.guards import require_download, require_upstream
 from service.web.orders.context import ORDERS
 
@@ -26,11 +24,12 @@ async def get_thumbnail(request: web.Request) -> web.Response:
     context = request.app[ORDERS]
     require_download(request)
     upstream = require_upstream(context.upstream)
-    image = Image(request.match_info["image_id"], "", Readiness.READY)
+    image_id = request.match_info["image_id"]
     with context.thumbnail_admission.admit():
         try:
             async with asyncio.timeout(context.first_byte_seconds), context.thumbnail_slots:
-                extension, content = await _fetch(upstream, image)
+                source = upstream.images(_OPTIONS)
+                extension, content = await source.fetch(image_id, max_bytes=MAX_THUMBNAIL_BYTES)
         except TimeoutError as error:
             raise ThumbnailUnavailable("The picture did not arrive in time.", reason="timeout") from error
         except ImageFailed as error:
@@ -45,22 +44,3 @@ async def get_thumbnail(request: web.Request) -> web.Response:
         content_type="image/jpeg" if extension == "jpg" else f"image/{extension}",
         headers={"Cache-Control": f"private, max-age={CACHE_SECONDS}"},
     )
-
-
-async def _fetch(upstream: UpstreamClient, image: Image) -> tuple[str, bytes]:
-    """Return the picture's extension and its bytes.
-
-    Raises:
-        ImageFailed: it cannot be fetched.
-        ThumbnailUnavailable: it is too large.
-    """
-    extension, content = "", bytearray()
-    async with aclosing(upstream.open_image(image, _OPTIONS).events()) as events:
-        async for event in events:
-            if isinstance(event, Opened):
-                extension, content = event.extension, bytearray()
-            elif isinstance(event, bytes):
-                content += event
-            if len(content) > MAX_THUMBNAIL_BYTES:
-                raise ThumbnailUnavailable("The picture is larger than a preview.", reason="rejected")
-    return extension, bytes(content)
