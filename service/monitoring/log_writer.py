@@ -26,6 +26,9 @@ BATCH_BYTES: Final = 64 * 1024
 # Maximum wait for the last lines when the process ends.
 FLUSH_SECONDS: Final = 1.0
 
+# How long lines are gathered before they are written.
+GATHER_SECONDS: Final = 0.01
+
 _NEWLINE: Final = ord("\n")
 
 log = structlog.get_logger(__name__)
@@ -64,6 +67,7 @@ class LogWriter:
         self._reported = 0
         self._torn = False  # the last line of the stream is incomplete
         self._closed = False
+        self._closing = threading.Event()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
 
@@ -86,6 +90,7 @@ class LogWriter:
         global _active  # noqa: PLW0603
         with self._changed:
             self._closed = True
+            self._closing.set()
             self._changed.notify()
         self._thread.join(self._flush_seconds)
         _active = None
@@ -101,7 +106,8 @@ class LogWriter:
             else:
                 self._lines.append(line)
                 self._queued_bytes += len(line)
-                self._changed.notify()
+                if len(self._lines) == 1:  # with more, the thread is awake
+                    self._changed.notify()
         return len(text)
 
     def flush(self) -> None:
@@ -146,6 +152,9 @@ class LogWriter:
         with self._changed:
             while not self._lines and not self._closed:
                 self._changed.wait()
+        # Each write takes the interpreter from the event loop: lines of the same moment share one.
+        self._closing.wait(GATHER_SECONDS)
+        with self._changed:
             while self._lines and (not batch or size + len(self._lines[0]) <= BATCH_BYTES):
                 batch.append(self._lines.popleft())
                 size += len(batch[-1])

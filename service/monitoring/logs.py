@@ -4,13 +4,15 @@ The rule of this file: nothing reaches the output except through ``Redactor``.
 """
 
 import functools
+import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -138,9 +140,22 @@ def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
 def _rendering(log_format: str, secrets: Sequence[str]) -> list[Processor]:
     """Format exceptions before redaction, so that a secret in a traceback is masked too."""
     if log_format == "json":
-        return [structlog.processors.format_exc_info, Redactor(secrets), structlog.processors.JSONRenderer()]
+        renderer = structlog.processors.JSONRenderer(serializer=_to_json)
+        return [structlog.processors.format_exc_info, Redactor(secrets), renderer]
     console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     return [structlog.processors.format_exc_info, Redactor(secrets), _escape_controls, console]
+
+
+def _to_json(event: EventDict, *, default: Callable[[Any], Any]) -> str:
+    """Serialize an event as ASCII: some viewers take U+0085 or U+2028 for the end of a line.
+
+    orjson takes a fifth of the time of the standard library, but escapes nothing.
+    """
+    try:
+        text = orjson.dumps(event, default=default).decode()
+    except TypeError:  # lone surrogates and integers of more than 64 bits
+        text = ""
+    return text if text and text.isascii() else json.dumps(event, default=default)
 
 
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
