@@ -78,7 +78,9 @@ class _JpegWalker(Walker):
         end = len(data)
         for _ in range(self._SAMPLED_FFS):
             end = data.rfind(b"\xff", at, end)
-            if end < 0 or data[end + 1 : end + 2] not in self._STUFFED:
+            if end < 0:
+                return True  # there are no others
+            if data[end + 1 : end + 2] not in self._STUFFED:
                 return False
         return True
 

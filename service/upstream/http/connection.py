@@ -14,7 +14,7 @@ socket is examined, because the event loop may not have noticed yet what has com
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import Protocol, cast
 
 from service.model import Failure, Reason
 from service.upstream.http.connector import is_readable
@@ -101,9 +101,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError("the transport is no stream")
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         """Read the response, or close a connection that is idle."""

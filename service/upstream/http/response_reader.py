@@ -181,8 +181,7 @@ class ResponseReader:
 
     def _begin_body(self, status: int, headers: dict[str, str], *, is_http_1_0: bool, events: list[Event]) -> None:
         """Decide how the body ends (RFC 9112 section 6.3)."""
-        options = headers.get("connection", "").lower().replace(" ", "").split(",")
-        self.keep_alive = "close" not in options and (not is_http_1_0 or "keep-alive" in options)
+        self.keep_alive = _keeps_alive(headers.get("connection"), is_http_1_0=is_http_1_0)
         coding, length = headers.get("transfer-encoding"), headers.get("content-length")
         if coding is not None:
             if length is not None or is_http_1_0:
@@ -283,6 +282,14 @@ class ResponseReader:
     def _spend(self, size: int) -> None:
         self._require_budget(size)
         self._overhead_bytes += size
+
+
+def _keeps_alive(connection: str | None, *, is_http_1_0: bool) -> bool:
+    """Return whether the connection persists (RFC 9112 section 9.3)."""
+    if connection is None:
+        return not is_http_1_0
+    options = connection.lower().replace(" ", "").split(",")
+    return "close" not in options and (not is_http_1_0 or "keep-alive" in options)
 
 
 def _read_fields(section: bytes) -> dict[str, str]:
