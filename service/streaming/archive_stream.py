@@ -189,8 +189,8 @@ class ArchiveStream:
             self._pump_handle.cancel()
             self._pump_handle = None
         self._set_starved(starved=False)
+        self._prefetch.close()  # first: the end of the head's download must not start another
         self._release_head()
-        self._prefetch.close()
         for awaited in (self._first_byte, self._finished):
             if not awaited.cancel() and not awaited.cancelled():
                 awaited.exception()  # it was raised, or something else was: asyncio need not log it

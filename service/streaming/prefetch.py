@@ -306,13 +306,12 @@ class Prefetch(Generic[ItemT]):
         return rest
 
     def close(self) -> None:
-        """End every download that is not claimed."""
+        """Start nothing more, and end every download that is not claimed."""
         self._items.clear()
         slots, self._slots = self._slots, []
         for slot in slots:
-            slot.close()
-        self._running = 0
-        self._update_share()
+            self.release(slot)
+        self._more_may_come = False
 
     def download_ended(self, slot: Slot[ItemT]) -> None:
         """Take the end of a slot's download: the next may start."""
@@ -325,7 +324,7 @@ class Prefetch(Generic[ItemT]):
         self.on_change()
 
     def release(self, slot: Slot[ItemT]) -> None:
-        """Close a claimed slot, whose download may still run."""
+        """Close a slot, whose download may still run."""
         was_running = slot.download is not None and not slot.is_ended
         slot.close()
         if was_running:
