@@ -101,7 +101,7 @@ async def test_failure_of_any_hop_is_retried(
     "fault",
     [
         pytest.param(RESET, id="reset"),
-        pytest.param(Fault(Kind.CLOSE_EARLY, after_bytes=CUT), id="clean close before the promised length"),
+        pytest.param(Fault(Kind.CLOSE_EARLY, after_bytes=CUT), id="clean close before the declared length"),
         pytest.param(Fault(Kind.CHUNKED_UNTERMINATED, after_bytes=CUT), id="chunks without their end"),
         pytest.param(Fault(Kind.STALL, after_bytes=CUT), id="silence"),
     ],
@@ -274,7 +274,7 @@ async def test_final_status_is_not_retried(
         pytest.param(Fault(Kind.NO_ETAG), id="no ETag"),
         pytest.param(Fault(Kind.WEAK_ETAG), id="weak ETag"),
         pytest.param(Fault(Kind.DRIP, chunk_bytes=30_000, delay_seconds=0.001), id="drip"),
-        pytest.param(Fault(Kind.LONGER), id="more bytes than promised"),
+        pytest.param(Fault(Kind.LONGER), id="more bytes than declared"),
         pytest.param(Fault(Kind.SECOND_RESPONSE), id="a second response behind the last chunk"),
         pytest.param(Fault(Kind.PADDED_HEADERS), id="white space around header values"),
     ],

@@ -11,8 +11,9 @@ read of the socket brings beyond ``READ_BUFFER_BYTES``. Then it pauses reading: 
 
 The idle timeout covers only time spent waiting for the upstream, not time in which nothing is read from here.
 
-Internals of aiohttp that are used: ``connector.Connection.transport`` and ``.protocol``, whose place on the transport
-is taken for the time of one response (tests/test_aiohttp_contract.py names each).
+Internals of aiohttp that are used: ``connector.Connection.transport`` and ``.protocol``. A response replaces that
+protocol on the transport until it ends, and passes ``connection_lost`` on to it (tests/test_aiohttp_contract.py names
+each).
 """
 
 import asyncio
@@ -52,8 +53,8 @@ _LOWEST_STATUS = 100
 def _without_trailing_space(header: bytes) -> bytes:
     """Strip the white space behind each header value (RFC 9112 section 5).
 
-    llhttp 9 does not: it takes ``Transfer-Encoding: chunked`` with a space behind it for no chunked coding. A line of
-    nothing but white space is left for llhttp to refuse.
+    llhttp 9 does not: to it ``Transfer-Encoding: chunked`` with a space behind it is no chunked coding. A line of
+    nothing but white space is left for llhttp to reject.
     """
     if b" \r\n" not in header and b"\t\r\n" not in header:
         return header
@@ -276,7 +277,7 @@ class Response(asyncio.Protocol):
         return self._failure is None
 
     def _begin_body(self, rest: bytes) -> None:
-        """Decide how the body ends (RFC 9112 section 6.3; llhttp has refused what is ambiguous)."""
+        """Decide how the body ends (RFC 9112 section 6.3; llhttp has rejected ambiguous framing)."""
         self._header = None
         # All fields of that name are one list (RFC 9110 section 5.3); llhttp looks at the last coding only.
         coding = ", ".join(self.headers.getall("Transfer-Encoding", ()))
