@@ -152,7 +152,8 @@ class _MockedResponse(aiohttp.ClientResponse):
     """A mocked response. aioresponses 0.7.9 lacks an argument that aiohttp requires since 3.14 (its issue 289)."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, stream_writer=SimpleNamespace(output_size=0), **options)
+        writer: Any = SimpleNamespace(output_size=0)  # the only attribute that is read of a request that was sent
+        super().__init__(*arguments, stream_writer=writer, **options)
 
 
 @pytest.fixture
