@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from service.app import create_app
 from service.sandbox import Sandbox
 from service.server.run import running
+from service.server.runtime import tune_malloc
 from service.settings import Settings
 
 # Busy machines stall: a slow example is no failure.
@@ -33,7 +34,11 @@ StartApp = Callable[..., Awaitable[App]]
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what the collected tests hold from garbage collection: a full collection then takes milliseconds."""
+    """Tune malloc as the service does, so that freed bodies and pictures are returned to the kernel.
+
+    Exempt the objects of the collected tests from garbage collection: a full collection then takes milliseconds.
+    """
+    tune_malloc()
     gc.collect()
     gc.freeze()
 
