@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from service.app import create_app
 from service.sandbox import Sandbox
 from service.server.run import serving
+from service.server.runtime import tune_malloc
 from service.settings import Settings
 
 # Busy machines stall: a slow example is no failure.
@@ -33,7 +34,11 @@ StartApp = Callable[..., Awaitable[App]]
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what the collected tests hold from garbage collection: a full collection then takes milliseconds."""
+    """Tune malloc as the service does, so that freed bodies and pictures are returned to the kernel.
+
+    Exempt the objects of the collected tests from garbage collection: a full collection then takes milliseconds.
+    """
+    tune_malloc()
     gc.collect()
     gc.freeze()
 
@@ -64,7 +69,7 @@ def free_applications() -> None:
     aiohttp caches the last 1,024 combinations of handler and application in its module, which kept every sandbox and
     every service of the session alive: the test process grew to 3 GB. What remains are reference cycles.
     """
-    web_app._cached_build_middleware.cache_clear()
+    web_app._cached_build_middleware.cache_clear()  # noqa: SLF001 - aiohttp has no public way
     gc.collect()
 
 
@@ -152,7 +157,8 @@ class _MockedResponse(aiohttp.ClientResponse):
     """A mocked response. aioresponses 0.7.9 lacks an argument that aiohttp requires since 3.14 (its issue 289)."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, stream_writer=SimpleNamespace(output_size=0), **options)
+        writer: Any = SimpleNamespace(output_size=0)  # the only attribute that is read of a request that was sent
+        super().__init__(*arguments, stream_writer=writer, **options)
 
 
 @pytest.fixture

@@ -32,14 +32,14 @@ ISSUE = {
 class FakeSentry:
     """Records envelopes and requests for issues.
 
-    ``body`` replaces the list of issues; with ``aborts`` the connection is aborted before the response.
+    ``response`` replaces the list of issues; with ``aborts`` the connection is aborted before the response.
     """
 
     url: str = ""
     envelopes: list[bytes] = field(default_factory=list)
     envelope_received: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[web.Request] = field(default_factory=list)
-    body: bytes | None = None
+    response: web.Response | None = None
     aborts: bool = False
 
     @property
@@ -59,9 +59,11 @@ class FakeSentry:
         self.requests.append(request)
         if self.aborts and request.transport is not None:
             request.transport.abort()
+        if self.response is not None:
+            return self.response
         if request.headers.get("Authorization") != f"Bearer {AUTH_TOKEN}":
             return web.json_response({"detail": "Invalid token"}, status=401)
-        return web.json_response([ISSUE]) if self.body is None else web.Response(body=self.body)
+        return web.json_response([ISSUE])
 
     def events(self) -> list[dict[str, Any]]:
         """Return the error events of all envelopes."""

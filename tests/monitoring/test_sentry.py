@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from aioresponses import aioresponses
 from pydantic import SecretStr
 
@@ -204,7 +205,7 @@ async def test_issues_need_the_admin_token(start_app: StartApp, mocked_http: aio
     app = await start_app(**issue_settings("https://sentry.example"))
     async with app.get("/api/sentry/issues") as response:
         assert (response.status, (await response.json())["type"]) == (401, "/problems/admin-required")
-    mocked_http.assert_not_called()
+    assert mocked_http.requests == {}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ async def test_list_of_issues_is_bounded(
     sentry: FakeSentry, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
     """A list of more than 4 MiB is not read to its end."""
-    sentry.body = b"[" + b" " * 5 * 1024 * 1024 + b"]"
+    sentry.response = web.Response(body=b"[" + b" " * 5 * 1024 * 1024 + b"]")
     service = await start_service(**issue_settings(sentry.url))
     async with client.get(f"{service}/api/sentry/issues", headers=AS_ADMIN) as response:
         assert (response.status, (await response.json())["type"]) == (502, "/problems/sentry-invalid-response")
