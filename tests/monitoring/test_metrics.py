@@ -371,7 +371,7 @@ async def test_service_stopped(sandbox: Sandbox, client: aiohttp.ClientSession, 
     order = add_order(sandbox, [100_000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=50_000)
     async with AsyncExitStack() as stack:
-        async with running(settings_for(sandbox)) as service:
+        async with serving(settings_for(sandbox)) as service:
             response = await stack.enter_async_context(client.get(images_url(service, order.order_id)))
             await gate.reached.wait()
         with pytest.raises(aiohttp.ClientPayloadError):
