@@ -22,6 +22,7 @@ from service.model import ArchiveOutcome, Reason
 from service.monitoring.logs import configure_logs
 from service.monitoring.metrics import ARCHIVE_ROUTE, ARCHIVE_STATUSES, LAG_INTERVAL_SECONDS, Metrics, observe_loop_lag
 from service.sandbox import DEMO_ORDER_ID, EMPTY_ORDER_ID, PARTIAL_ORDER_ID, Fault, Kind, Sandbox, SandboxImage
+from service.server.run import serving
 from service.upstream.rate_limiter import RateLimiter
 from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService, settings_for
