@@ -33,8 +33,8 @@ run: $(STAMP) ## start the service (needs AUTOENHANCE_API_KEY, see .env.example)
 sandbox: $(STAMP) ## start the service with a sandbox of the API: no API key, no credits
 	@$(BIN)/python -m service serve --sandbox
 
-test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP) ## run the tests, on up to four cores (ARGS=-n0: in one process)
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal $(ARGS)
 
 docs: $(STAMP) ## write the generated tables into the documents
 	@$(BIN)/python -m tests.docs

@@ -6,16 +6,22 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import aioresponses.core
 import pytest
-from aiohttp import web_app
+from aiohttp import web, web_app
+from aiohttp.test_utils import TestClient
+from aioresponses import aioresponses as mocked_responses
 from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr
 
+from service.app import create_app
 from service.sandbox import Sandbox
 from service.server.run import serving
+from service.server.runtime import tune_malloc
 from service.settings import Settings
 
 # Busy machines stall: a slow example is no failure.
@@ -23,10 +29,16 @@ hypothesis_settings.register_profile("no-deadline", deadline=None)
 hypothesis_settings.load_profile("no-deadline")
 
 StartService = Callable[..., Awaitable[str]]
+App = TestClient[web.Request, web.Application]
+StartApp = Callable[..., Awaitable[App]]
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what the collected tests hold from garbage collection: a full collection then takes milliseconds."""
+    """Tune malloc as the service does, so that freed bodies and pictures are returned to the kernel.
+
+    Exempt the objects of the collected tests from garbage collection: a full collection then takes milliseconds.
+    """
+    tune_malloc()
     gc.collect()
     gc.freeze()
 
@@ -57,7 +69,7 @@ def free_applications() -> None:
     aiohttp caches the last 1,024 combinations of handler and application in its module, which kept every sandbox and
     every service of the session alive: the test process grew to 3 GB. What remains are reference cycles.
     """
-    web_app._cached_build_middleware.cache_clear()
+    web_app._cached_build_middleware.cache_clear()  # noqa: SLF001 - aiohttp has no public way
     gc.collect()
 
 
@@ -126,6 +138,35 @@ async def client(nothing_left_behind: None) -> AsyncIterator[aiohttp.ClientSessi
     del nothing_left_behind
     async with aiohttp.ClientSession() as session:
         yield session
+
+
+@pytest.fixture
+def start_app(nothing_left_behind: None, aiohttp_client: Callable[..., Awaitable[App]]) -> StartApp:
+    """Return a function that starts the app with changed settings, without a sandbox: for what needs no upstream."""
+    del nothing_left_behind
+
+    async def start(**changes: Any) -> App:
+        return await aiohttp_client(
+            create_app(Settings(**{"autoenhance_api_key": SecretStr("no-upstream"), **changes}))
+        )
+
+    return start
+
+
+class _MockedResponse(aiohttp.ClientResponse):
+    """A mocked response. aioresponses 0.7.9 lacks an argument that aiohttp requires since 3.14 (its issue 289)."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        writer: Any = SimpleNamespace(output_size=0)  # the only attribute that is read of a request that was sent
+        super().__init__(*arguments, stream_writer=writer, **options)
+
+
+@pytest.fixture
+def mocked_http(monkeypatch: pytest.MonkeyPatch) -> Iterator[mocked_responses]:
+    """Mocked responses of other servers; requests to loopback are sent."""
+    monkeypatch.setattr(aioresponses.core, "ClientResponse", _MockedResponse)
+    with mocked_responses(passthrough=["http://127.0.0.1"]) as mocked:
+        yield mocked
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ class Case:
 
     def __post_init__(self) -> None:
         here = self.bodies[:2] if self.missing else self.bodies
-        causes = [(), (), ("storage: silence",) if self.missing else ()]
+        causes = [(), (), ("storage: stall",) if self.missing else ()]
         self.expected = ExpectedArchive(
             tuple(
                 ExpectedImage(f"id{n}", f"room {n}", frozenset({_sha256(body), f"changed {n}"}), causes[n])
@@ -216,7 +216,7 @@ def test_checks_accept_any_offered_version() -> None:
 
 
 def lose_silently(case: Case) -> None:
-    """A silent loss: no entry, no report, and consistent numbers."""
+    """An unreported loss: no entry, no report, and consistent numbers."""
     case.entries.pop()
     case.report, case.manifest = "", {}
     case.expected = replace(case.expected, manifest_always=False)

@@ -117,7 +117,7 @@ def read_order(order_id: str, payload: bytes) -> Order:
         PayloadError: not JSON, or not an order.
     """
     try:
-        # The standard library's parser, because pydantic's refuses halves of surrogate pairs, which names may hold.
+        # The standard library's parser, because pydantic's rejects halves of surrogate pairs, which names may contain.
         order = OrderPayload.model_validate(json.loads(payload))
     except (ValueError, RecursionError) as error:
         raise PayloadError("the response is not an order") from error

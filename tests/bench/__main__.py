@@ -1,7 +1,7 @@
-"""``make bench``: how fast the service streams, against the ceiling of its stack, and what it takes.
+"""``make bench``: throughput, CPU and memory of the service, compared with a bare relay of the same stack.
 
-Every figure comes from this run: absolute times depend on the machine, the ratios are what counts. The cases are
-measured in turn, several rounds each, and medians are shown.
+Absolute times depend on the machine, hence the ratios. The cases are measured alternately, several rounds each, and
+medians are shown.
 """
 
 import argparse
@@ -45,7 +45,7 @@ async def service(origin: Origin, **environment: str) -> AsyncIterator[Server]:
 
 
 async def in_turn(rounds: int, *runs: Callable[[], Awaitable[Transfer]]) -> list[list[Transfer]]:
-    """Run each in turn, ``rounds`` times, so that a machine that changes its speed changes it for all."""
+    """Run each in turn, ``rounds`` times, so that a change of the machine's speed affects all."""
     results: list[list[Transfer]] = [[] for _ in runs]
     for _ in range(rounds):
         for run, result in zip(runs, results, strict=True):
@@ -122,7 +122,7 @@ async def against_serial(folder: Path, rounds: int) -> list[str]:
 
 
 async def first_byte(folder: Path, rounds: int) -> list[str]:
-    """Compare the first byte of the ZIP with the first byte that the same requests give a client by themselves."""
+    """Compare the first byte of the ZIP with the first byte of the same requests sent directly to the upstream."""
     write_files(folder, SMALL_IMAGES)
     async with running_origin(folder) as origin, service(origin) as ours:
         api = Server(origin.api_base, ours.pid)
@@ -210,8 +210,8 @@ async def run(rounds: int, *, quick: bool) -> None:
         _table(["many slow clients", "memory", "bound", "fairness"], [await slow_clients(folder)])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    lines = [head, ["---"] * len(head), *rows]
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [header, ["---"] * len(header), *rows]
     sys.stdout.write("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Processes under measurement: what they take of CPU and memory while real clients download from them."""
+"""CPU and memory of server processes during real downloads."""
 
 import asyncio
 import os
@@ -12,12 +12,12 @@ from pathlib import Path
 
 GIB = 1024**3
 MIB = 1024**2
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """One download as its client saw it, and what it took of the server."""
+    """The times of one download at its client, and the CPU time of the server."""
 
     seconds: float
     first_byte_seconds: float
@@ -58,7 +58,7 @@ class Server:
 async def server_process(arguments: Sequence[str], environment: dict[str, str] | None = None) -> AsyncIterator[Server]:
     """Start ``python ARGUMENTS``, wait for the address that it prints, and end it afterwards.
 
-    What it prints goes to a file: the reader of a pipe would take part of the time that is measured.
+    Its output goes to a file: the reader of a pipe would use CPU time during the measurement.
     """
     with tempfile.TemporaryFile() as output:
         process = await asyncio.create_subprocess_exec(
@@ -77,12 +77,12 @@ async def _address(process: asyncio.subprocess.Process, output: int) -> str:
         found = re.search(rb"http://127\.0\.0\.1:\d+/?", os.pread(output, 64 * 1024, 0))
         if found:
             return found[0].decode("ascii")
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
     raise RuntimeError("the server ended before it listened")
 
 
 async def fetch(server: Server, path: str = "", *curl_options: str) -> Transfer:
-    """Download with curl, a client process of its own, and throw the bytes away.
+    """Download with curl, in a separate process, and discard the bytes.
 
     Raises:
         RuntimeError: the transfer failed or did not end cleanly.

@@ -1,7 +1,7 @@
 """The upstream of the benchmark: order and images as static files, served by nginx where it is installed.
 
-nginx is as fast as an origin gets, so what is measured is the service. The redirects are those of the real API:
-API → asset server → storage. With a delay, or without nginx, a small aiohttp server takes its place.
+nginx is the fastest origin, so the service is what is measured. The redirects are those of the real API:
+API → asset server → storage. With a delay, or without nginx, an aiohttp server is used instead.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ http {{
 class Origin:
     """A running origin: the API's base address, and the address of one body as large as all images together.
 
-    ``environment`` is what a client needs to trust it.
+    ``environment`` has what a client needs to trust its certificate.
     """
 
     api_base: str
@@ -55,7 +55,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Load:
-    """What the order consists of: so many images of so many bytes each."""
+    """The images of the order: their number and the bytes of each."""
 
     images: int
     image_bytes: int

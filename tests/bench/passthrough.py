@@ -1,7 +1,7 @@
-"""The ceiling of the stack: an aiohttp server that relays one body and does nothing else.
+"""The baseline: an aiohttp server that relays one body and does nothing else.
 
-Run as a process of its own: ``python -m tests.bench.passthrough URL``; prints its address. With ``--keep-heap`` it
-manages its memory as the service does, which no plain relay would.
+Run with ``python -m tests.bench.passthrough URL``; prints its address. With ``--keep-heap`` it tunes malloc as the
+service does.
 """
 
 import asyncio

@@ -361,7 +361,7 @@ async def test_invalid_field_in_a_folded_section_is_focused(sandboxed: str, open
 
 
 async def test_page_without_admin_token_offers_no_sign_in(start_service: StartService, open_page: OpenPage) -> None:
-    """The page asks for no sign-in where no token is configured."""
+    """Without a configured token the page offers no sign-in."""
     page = (await visit(open_page, await start_service(allow_full_quality=False), f"/?order={DEMO_ORDER_ID}")).page
     await page.get_by_text("No order yet?").click()
     await expect(page.locator("#upload-denied")).to_contain_text("its operator has not set a token")
@@ -391,7 +391,7 @@ async def test_rejected_download_shows_the_problem(sandbox: Sandbox, sandboxed: 
     await expect(opened.page.get_by_role("button", name="Try again")).to_be_visible()
 
 
-async def test_expired_session_asks_for_sign_in(start_service: StartService, open_page: OpenPage) -> None:
+async def test_expired_session_opens_the_sign_in(start_service: StartService, open_page: OpenPage) -> None:
     """After the session has expired, a download opens the sign-in dialog."""
     service = await start_service(service_api_keys=(SecretStr(KEY),))
     page = (await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})).page

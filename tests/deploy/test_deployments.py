@@ -1,4 +1,4 @@
-"""The shipped ways to run the service: each judged by a tool that knows its format, and compared with the code."""
+"""The shipped deployments: valid for the tools of their formats, and consistent with the code."""
 
 import json
 import re
@@ -27,9 +27,9 @@ KUBERNETES = DEPLOY / "kubernetes"
 MANIFESTS = sorted(KUBERNETES.glob("*.yaml"))
 COMPOSE, RENDER = DEPLOY / "compose.yaml", DEPLOY / "render.yaml"
 UNIT = DEPLOY / "systemd" / "autoenhance-batch.service"
-# The oldest version of Kubernetes that is still kept, and the newest whose schema is at hand.
+# The oldest maintained version of Kubernetes, and the newest whose schema is available.
 KUBERNETES_VERSIONS = ("1.33", "1.36")
-# Not an object of Kubernetes: judged by kubectl.
+# Not an object of Kubernetes: checked by kubectl.
 KUSTOMIZATION = KUBERNETES / "kustomization.yaml"
 SERVICE_MONITOR_SCHEMA = Path(__file__).parent / "servicemonitor.schema.json"
 SETTINGS = {name.upper() for name in Settings.model_fields}
@@ -38,7 +38,7 @@ GREATEST_EXPOSURE = 20
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """Run a tool that must not complain; return what it prints."""
+    """Run a tool that must succeed; return its output."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -47,12 +47,12 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
 # The image.
 
 
-def test_dockerfile() -> None:
-    """Hadolint has nothing to say about the Dockerfile."""
+def test_dockerfile_has_no_findings() -> None:
+    """Hadolint has no findings in the Dockerfile."""
     assert run(BIN / "hadolint", "Dockerfile") == ""
 
 
-def test_what_the_image_is_built_of_is_let_in() -> None:
+def test_dockerignore_admits_copied_files_only() -> None:
     """Each file that the Dockerfile copies is excepted in .dockerignore, and nothing else."""
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
     let_in = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text("utf-8"), re.MULTILINE)
@@ -61,7 +61,7 @@ def test_what_the_image_is_built_of_is_let_in() -> None:
 
 
 def test_versions_are_those_of_the_project() -> None:
-    """The image's label and the image that Kubernetes asks for have the version of pyproject.toml."""
+    """The label of the image and the tag in Kubernetes have the version of pyproject.toml."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     label = re.findall(r'image\.version="(.+?)"', (ROOT / "Dockerfile").read_text("utf-8"))
     assert [*label, *(one["newTag"] for one in manifest("kustomization.yaml")["images"])] == [version] * 2
@@ -79,13 +79,13 @@ def test_the_image_is_built_with_the_locked_tools() -> None:
 # Compose.
 
 
-def test_compose() -> None:
+def test_compose_file_fits_its_schema() -> None:
     """The file fits the schema of compose files."""
     run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE)
 
 
-def test_compose_mounts_what_is_there() -> None:
-    """Every file and folder that is mounted is in the repository; only the proxy is open to the outside."""
+def test_compose_mounts_existing_files() -> None:
+    """Every mounted file and folder is in the repository; only the proxy publishes a port to the network."""
     services = load(COMPOSE)["services"]
     mounted = [volume.split(":")[0] for one in services.values() for volume in one.get("volumes", ())]
     assert all((DEPLOY / path).exists() for path in mounted if path.startswith("."))
@@ -96,7 +96,7 @@ def test_compose_mounts_what_is_there() -> None:
 
 
 def test_compose_names_every_replica() -> None:
-    """Each replica has a name of its own, which nginx and Prometheus know: a shared one is not hashed."""
+    """Each replica has its own name in nginx and Prometheus: replicas with a shared name are not hashed."""
     services = load(COMPOSE)["services"]
     replicas = [name for name, one in services.items() if "build" in one]
     assert len(replicas) > 1
@@ -116,7 +116,7 @@ def test_compose_names_every_replica() -> None:
 
 
 def test_compose_passes_trailers() -> None:
-    """The proxy's version knows how to pass trailers, and finds the file that says so where nginx.conf looks for it."""
+    """The proxy's version can pass trailers, and nginx.conf includes the file that enables it."""
     proxy = load(COMPOSE)["services"]["proxy"]
     version = re.findall(r":(\d+)\.(\d+)", proxy["image"])[0]
     assert tuple(map(int, version)) >= (1, 28)
@@ -126,15 +126,15 @@ def test_compose_passes_trailers() -> None:
     assert line == "proxy_pass_trailers on;"
 
 
-def test_time_to_drain() -> None:
-    """Whoever stops the service gives it time for DRAIN_SECONDS."""
+def test_stop_timeouts_allow_draining() -> None:
+    """Every deployment allows DRAIN_SECONDS between SIGTERM and SIGKILL."""
     drain_seconds = Settings().drain_seconds
     pod = manifest("deployment.yaml")["spec"]["template"]["spec"]
     (render,) = load(RENDER)["services"]
     seconds = {
         "compose": int(load(COMPOSE)["services"]["batch-1"]["stop_grace_period"].removesuffix("s")),
         "render": render["maxShutdownDelaySeconds"],
-        "systemd": int(unit_says("TimeoutStopSec")[0]),
+        "systemd": int(unit_values("TimeoutStopSec")[0]),
         "kubernetes": pod["terminationGracePeriodSeconds"] - 5,
     }
     assert all(drain_seconds + 5 <= one <= drain_seconds + 30 for one in seconds.values()), seconds
@@ -144,7 +144,7 @@ def test_time_to_drain() -> None:
 
 
 def validate(loaded: dict[str, Any], version: str) -> None:
-    """Judge an object by the schema of its kind, unknown fields refused."""
+    """Validate an object by the schema of its kind; unknown fields are errors."""
     if loaded["kind"] == "ServiceMonitor":  # the Prometheus operator's
         jsonschema.validate(loaded, json.loads(SERVICE_MONITOR_SCHEMA.read_text("utf-8")))
     else:
@@ -159,21 +159,21 @@ def manifest(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 @pytest.mark.parametrize("path", [one for one in MANIFESTS if one != KUSTOMIZATION], ids=lambda path: path.stem)
-def test_kubernetes(path: Path, version: str) -> None:
-    """Each object fits the schema of its kind; a field that the kind does not have would be refused."""
+def test_kubernetes_object_fits_its_schema(path: Path, version: str) -> None:
+    """Each object fits the schema of its kind; an unknown field is an error."""
     validate(load(path), version)
     with pytest.raises((kubernetes_validate.ValidationError, jsonschema.ValidationError)):
         validate({**load(path), "speck": {}}, version)
 
 
 def test_kustomization_lists_every_object() -> None:
-    """Whoever applies the folder gets every object but the one that belongs to the controller."""
+    """The kustomization has every object but the one for the ingress controller."""
     apart = {"kustomization.yaml", "controller-snippet.yaml"}
     assert sorted(manifest("kustomization.yaml")["resources"]) == sorted({path.name for path in MANIFESTS} - apart)
 
 
-def test_kustomization_is_taken() -> None:
-    """Kubectl itself puts the folder together, and what comes out fits the schemas."""
+def test_kubectl_renders_the_kustomization() -> None:
+    """Kubectl renders the folder, and the result fits the schemas."""
     if (kubectl := shutil.which("kubectl")) is None:
         pytest.skip("kubectl is not installed, and Debian has none that is new enough")
     rendered = list(yaml.safe_load_all(run(kubectl, "kustomize", KUBERNETES)))
@@ -186,7 +186,7 @@ def test_kustomization_is_taken() -> None:
 
 
 def test_kubernetes_objects_find_each_other() -> None:
-    """Selectors, ports, paths and metrics name what there is."""
+    """Selectors, ports, paths and metrics name existing objects."""
     pod = manifest("deployment.yaml")["spec"]["template"]
     labels, (container,) = pod["metadata"]["labels"], pod["spec"]["containers"]
     service, policy = manifest("service.yaml"), manifest("networkpolicy.yaml")["spec"]
@@ -212,8 +212,8 @@ def test_kubernetes_objects_find_each_other() -> None:
         assert backend["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "http"}}
 
 
-def test_metrics_stay_inside() -> None:
-    """Neither proxy shows metrics to the outside; the names are asked of the cluster, not of anybody."""
+def test_metrics_are_not_public() -> None:
+    """No proxy exposes metrics to the network, and egress is limited to named destinations."""
     inside = manifest("ingress-inside.yaml")
     assert inside["metadata"]["annotations"]["nginx.ingress.kubernetes.io/whitelist-source-range"] == "127.0.0.1/32"
     (path,) = inside["spec"]["rules"][0]["http"]["paths"]
@@ -230,8 +230,8 @@ def test_kubernetes_shares_the_rate_limit() -> None:
     assert replicas * int(settings["UPSTREAM_REQUESTS_PER_SECOND"]) <= 300
 
 
-def test_the_pod_is_locked_up() -> None:
-    """Not root, nothing to write but /tmp, no privilege to gain: the restricted profile of Kubernetes."""
+def test_pod_has_the_restricted_profile() -> None:
+    """Not root, only /tmp writable, no privilege escalation: the restricted profile of Kubernetes."""
     spec = manifest("deployment.yaml")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert container["securityContext"] == {
@@ -243,8 +243,8 @@ def test_the_pod_is_locked_up() -> None:
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]  # noqa: S108 - in the container
 
 
-def test_proxies_choose_by_the_same_key() -> None:
-    """The controller's map is that of nginx.conf, and so are the time-outs and when another replica is tried."""
+def test_proxies_hash_by_the_same_key() -> None:
+    """The ingress controller has the map, the timeouts and the retry conditions of nginx.conf."""
     nginx = (DEPLOY / "nginx" / "nginx.conf").read_text("utf-8")
     snippet = manifest("controller-snippet.yaml")["data"]["http-snippet"]
     assert "".join(snippet.split()) in "".join(nginx.split())
@@ -254,8 +254,8 @@ def test_proxies_choose_by_the_same_key() -> None:
     for name in ("proxy-read-timeout", "proxy-send-timeout", "proxy-connect-timeout"):
         assert f"{name.replace('-', '_')} {given[name]}s;" in nginx
     assert f"proxy_next_upstream {given['proxy-next-upstream']};" in nginx
-    silence = Settings().wait_max_seconds + Settings().first_byte_seconds
-    assert silence < int(given["proxy-read-timeout"])
+    idle_seconds = Settings().wait_max_seconds + Settings().first_byte_seconds
+    assert idle_seconds < int(given["proxy-read-timeout"])
 
 
 def test_readme_quotes_the_shipped_file() -> None:
@@ -268,21 +268,21 @@ def test_readme_quotes_the_shipped_file() -> None:
 # systemd and Render.
 
 
-def unit_says(name: str) -> list[str]:
-    """Return what the unit says under a name."""
+def unit_values(name: str) -> list[str]:
+    """Return the values of a key of the systemd unit."""
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text("utf-8"), re.MULTILINE)
 
 
-def test_systemd_leaves_what_the_service_needs() -> None:
-    """The metrics can read /proc/stat, uploads do not wait in memory, and nobody restarts invalid settings."""
-    assert unit_says("ProcSubset") == []
-    assert unit_says("Environment") == ["TMPDIR=/var/tmp"]
-    assert unit_says("PrivateTmp") == ["yes"]  # which is /var/tmp too
-    assert unit_says("RestartPreventExitStatus") == [str(EXIT_SETTINGS)]
+def test_systemd_unit_permits_what_the_service_needs() -> None:
+    """The metrics can read /proc/stat, uploads are stored on disk, and invalid settings cause no restart loop."""
+    assert unit_values("ProcSubset") == []
+    assert unit_values("Environment") == ["TMPDIR=/var/tmp"]
+    assert unit_values("PrivateTmp") == ["yes"]  # which is /var/tmp too
+    assert unit_values("RestartPreventExitStatus") == [str(EXIT_SETTINGS)]
 
 
-def test_systemd_unit(tmp_path: Path) -> None:
-    """Systemd takes the unit, and calls it well locked up."""
+def test_systemd_unit_is_hardened(tmp_path: Path) -> None:
+    """systemd-analyze accepts the unit, with an exposure level below its "OK"."""
     analyze = require_tool("systemd-analyze")
     program = tmp_path / "autoenhance-batch"
     program.write_text("#!/bin/sh\n")
@@ -293,8 +293,8 @@ def test_systemd_unit(tmp_path: Path) -> None:
     run(analyze, "security", "--offline=true", f"--threshold={GREATEST_EXPOSURE}", unit)
 
 
-def test_render() -> None:
-    """The blueprint builds the image there is, asks whether it lives only, and waits no longer than its proxy."""
+def test_render_blueprint() -> None:
+    """The blueprint builds the image, checks liveness only, and waits no longer than Render's proxy."""
     (service,) = load(RENDER)["services"]
     assert (ROOT / service["dockerfilePath"]).is_file()
     assert service["healthCheckPath"] == "/health/live"
@@ -306,7 +306,7 @@ def test_render() -> None:
 
 
 def memory_mib() -> int:
-    """Return what SCALING.md says one replica takes with the defaults, after checking its sum."""
+    """Return the memory of one replica with the defaults according to SCALING.md, after checking its sum."""
     text = (DEPLOY / "SCALING.md").read_text("utf-8")
     idle, ahead, each, archives, total = map(
         int, re.findall(r"^ +(\d+) MiB \+ (\d+) MiB \+ (\d+) MiB . (\d+) = (\d+) MiB", text, re.MULTILINE)[0]
@@ -317,8 +317,8 @@ def memory_mib() -> int:
 
 
 def test_memory_limits_leave_room() -> None:
-    """Every limit is above what SCALING.md says, with the longest orders, receipts, and /tmp if it is memory."""
-    # About 1 KiB an image, as SCALING.md says; an order of that length in each place, and the receipts' own bound.
+    """Every memory limit is above the sum of SCALING.md, the longest orders, receipts, and a /tmp in memory."""
+    # About 1 KiB an image, as SCALING.md says; an order of that length in each slot, and the bound of the receipts.
     images = Settings().max_archives * Settings().max_images_per_order + MAX_ENDED_IMAGES
     needed = memory_mib() + images * 1024 // MIB
     pod = manifest("deployment.yaml")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
@@ -327,16 +327,16 @@ def test_memory_limits_leave_room() -> None:
     uploads = Settings().max_concurrent_uploads * Settings().max_upload_bytes // MIB
     assert uploads <= int(size)
     assert needed <= int(pod.removesuffix("Mi"))
-    assert needed <= int(unit_says("MemoryMax")[0].removesuffix("M"))
+    assert needed <= int(unit_values("MemoryMax")[0].removesuffix("M"))
     assert compose["deploy"]["resources"]["limits"]["memory"] == "1g"
     assert needed + uploads <= 1024
 
 
-def test_scaling_speaks_of_the_defaults() -> None:
-    """The numbers of settings in SCALING.md are those that the service has."""
+def test_scaling_document_has_the_defaults() -> None:
+    """The numbers of settings in SCALING.md are the defaults."""
     text = " ".join((DEPLOY / "SCALING.md").read_text("utf-8").split())
     rate = int(Settings().upstream_requests_per_second)
-    for said in (
+    for statement in (
         f"`UPSTREAM_REQUESTS_PER_SECOND` = {rate} for one address",
         f"at most {rate // 2} images a second",
         f"`MAX_CONCURRENT_DOWNLOADS` ({Settings().max_concurrent_downloads}; at least one)",
@@ -345,7 +345,7 @@ def test_scaling_speaks_of_the_defaults() -> None:
         f"`MAX_ARCHIVES` = {Settings().max_archives} needs",
         f"= {Settings().max_concurrent_uploads * Settings().max_upload_bytes // MIB} MiB at most",
     ):
-        assert said in text, said
+        assert statement in text, statement
 
 
 def environments() -> Iterator[tuple[str, str]]:
@@ -366,5 +366,5 @@ def environments() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("where", "name"), sorted(environments()))
 def test_settings_exist(where: str, name: str) -> None:
-    """No deployment sets what the service does not read."""
+    """Every variable that a deployment sets is a setting of the service."""
     assert name in SETTINGS, where

@@ -1,7 +1,7 @@
-"""The Dockerfile's own steps, run in a tree of their own, because not every machine has a container engine.
+"""The steps of the Dockerfile, run in a folder, because not every machine has a container engine.
 
-What the build stage runs is run here; what comes out is started as the image would: by a user without a name, from
-files that cannot be written, with the image's environment. What this cannot show is the base image itself.
+The commands of the build stage are run; the result is started as in the image: by an unnamed user, from read-only
+files, with the image's environment. The base image itself is not tested.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ BUILD_SECONDS = 300
 
 @dataclass
 class Stage:
-    """What one stage of the Dockerfile says."""
+    """The instructions of one stage of the Dockerfile."""
 
     steps: list[tuple[str, str]] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
@@ -68,10 +68,10 @@ def below(tree: Path, text: str) -> str:
 
 @pytest.fixture(scope="module")
 def tree() -> Iterator[Path]:
-    """A tree in which the build stage has been run; nobody can write there any more."""
+    """A read-only tree in which the build stage has been run."""
     if not os.environ.get("CI"):
-        pytest.skip("installs every package anew; runs with CI set")
-    folder = Path(tempfile.mkdtemp(prefix="image-"))  # anybody may look into it, unlike pytest's own folders
+        pytest.skip("installs every package; runs with CI set")
+    folder = Path(tempfile.mkdtemp(prefix="image-"))  # readable by other users, unlike pytest's folders
     folder.chmod(0o755)
     try:
         _build(folder, stages()[0])
@@ -83,28 +83,28 @@ def tree() -> Iterator[Path]:
 
 
 def _build(tree: Path, stage: Stage) -> None:
-    place = tree
+    directory = tree
     commands = tree / "commands"
     commands.mkdir()
     (commands / "python").symlink_to(_interpreter())
     path = f"{commands}:{os.environ['PATH']}"
     for name, words in stage.steps:
         if name == "WORKDIR":
-            place = Path(below(tree, words))
-            place.mkdir(parents=True)
+            directory = Path(below(tree, words))
+            directory.mkdir(parents=True)
         elif name == "COPY":
             *sources, target = words.split()
             for source in sources:
-                _copy(ROOT / source, place / target / (Path(source).name if target == "./" else ""))
+                _copy(ROOT / source, directory / target / (Path(source).name if target == "./" else ""))
         else:
             assert name == "RUN", f"this test does not know {name}"
             command = below(tree, words)
             environment = {**os.environ, **stage.environment, "PATH": path}
-            subprocess.run(["sh", "-euc", command], cwd=place, env=environment, check=True, timeout=BUILD_SECONDS)
+            subprocess.run(["sh", "-euc", command], cwd=directory, env=environment, check=True, timeout=BUILD_SECONDS)
 
 
 def _interpreter() -> Path:
-    """Return what stands for the image's python: the distribution's, as ours may be in a closed folder."""
+    """Return a python in place of the image's: the distribution's, as ours may be in a private folder."""
     shipped = Path("/usr/bin/python3")
     fits = "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))"
     if shipped.exists() and subprocess.run([shipped, "-c", fits], check=False, timeout=20).returncode == 0:
@@ -121,7 +121,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @pytest.fixture
 def environment(tree: Path, sandbox: Sandbox) -> dict[str, str]:
-    """What the image sets, and what somebody who runs it does."""
+    """The environment of the image, and the variables that its operator sets."""
     given = {name: below(tree, value) for name, value in stages()[1].environment.items()}
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -139,17 +139,17 @@ def environment(tree: Path, sandbox: Sandbox) -> dict[str, str]:
 
 @pytest.fixture
 async def container(tree: Path, environment: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The entry point, started by the image's user where that can be tried."""
+    """The entry point, started by the image's user if the tests run as root."""
     stage = stages()[1]
     command = [*json.loads(stage.last("ENTRYPOINT")), *json.loads(stage.last("CMD"))]
     user, group = map(int, stage.last("USER").split(":"))
-    nobody = {"user": user, "group": group, "extra_groups": []} if os.geteuid() == 0 else {}
+    unnamed = {"user": user, "group": group, "extra_groups": []} if os.geteuid() == 0 else {}
     process = await asyncio.create_subprocess_exec(
         *command,
         env=environment,
         cwd=tree,
         stdout=asyncio.subprocess.PIPE,
-        **nobody,  # type: ignore[arg-type]
+        **unnamed,  # type: ignore[arg-type]
     )
     assert process.stdout is not None
     line = await process.stdout.readline()
@@ -162,38 +162,38 @@ async def container(tree: Path, environment: dict[str, str]) -> AsyncIterator[as
     await process.wait()
 
 
-async def test_the_image_serves(
+async def test_image_serves_archives(
     environment: dict[str, str],
     container: asyncio.subprocess.Process,
     client: aiohttp.ClientSession,
 ) -> None:
-    """What the Dockerfile builds is healthy by its own check, hands out an archive, and ends by its signal with 0."""
+    """The built service passes its health check, serves an archive, and exits with 0 on its stop signal."""
     stage = stages()[1]
     service = f"http://127.0.0.1:{environment['PORT']}"
     assert len(await download(client, images_url(service, DEMO_ORDER_ID))) == 14
     check = json.loads(re.findall(r"CMD (\[.+\])", stage.last("HEALTHCHECK"))[0])
-    asking = await asyncio.create_subprocess_exec(*check, env=environment, stdout=asyncio.subprocess.DEVNULL)
-    assert await asking.wait() == 0
+    checking = await asyncio.create_subprocess_exec(*check, env=environment, stdout=asyncio.subprocess.DEVNULL)
+    assert await checking.wait() == 0
     async with client.get(service) as response:
         assert response.status == 200, "the page is in the package"
     container.send_signal(signal.Signals[stage.last("STOPSIGNAL")])
     assert await container.wait() == 0
-    asking = await asyncio.create_subprocess_exec(
+    checking = await asyncio.create_subprocess_exec(
         *check, env=environment, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
-    assert await asking.wait() == 1
+    assert await checking.wait() == 1
 
 
-def test_the_image_has_no_tools(tree: Path) -> None:
-    """Neither the package manager nor the builder gets into the final stage."""
+def test_image_has_no_build_tools(tree: Path) -> None:
+    """The final stage has neither the package manager nor the builder."""
     installed = packages_in(tree / "opt" / "batch")
     assert "autoenhance_batch" in installed
     assert installed & {"pip", "setuptools", "hatchling", "pytest", "pillow"} == set()
     assert [words for name, words in stages()[1].steps if name == "COPY"] == ["--from=build /opt/batch /opt/batch"]
 
 
-def test_the_image_loses_the_tools_of_its_base(tmp_path: Path) -> None:
-    """What the final stage runs takes away the package manager that the base image brings."""
+def test_image_removes_the_package_manager_of_its_base(tmp_path: Path) -> None:
+    """The final stage removes the package manager of the base image."""
     base = tmp_path / "base"
     subprocess.run([_interpreter(), "-m", "venv", str(base)], check=True, timeout=60)
     assert "pip" in packages_in(base)

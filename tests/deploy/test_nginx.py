@@ -1,4 +1,4 @@
-"""The service behind the shipped nginx.conf, in a real nginx: of the file only addresses and paths are replaced."""
+"""The service behind a real nginx with the shipped nginx.conf, in which only addresses and paths are replaced."""
 
 import asyncio
 import io
@@ -27,7 +27,7 @@ CONFIG = DEPLOY / "nginx" / "nginx.conf"
 MIB = 1024 * 1024
 SHIPPED_SERVERS = "".join(f"        server batch-{n}:8000 max_fails=2 fail_timeout=5s;\n" for n in (1, 2))
 # The default of proxy_read_timeout.
-NGINX_SILENCE_SECONDS = 60
+NGINX_READ_TIMEOUT_SECONDS = 60
 
 
 def free_port() -> int:
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 def configured(folder: Path, port: int, replicas: Sequence[str]) -> Path:
-    """Write the shipped file with our addresses into a folder of our own."""
+    """Write the shipped file with the test's addresses into a folder."""
     text = CONFIG.read_text(encoding="utf-8")
     servers = "".join(f"server {url.removeprefix('http://')} max_fails=2 fail_timeout=5s;\n" for url in replicas)
     for shipped, ours in (
@@ -75,7 +75,7 @@ async def nginx(folder: Path, replicas: Sequence[str]) -> AsyncIterator[str]:
 
 
 async def listening(port: int, process: asyncio.subprocess.Process) -> None:
-    """Return when somebody listens; nginx tells nobody."""
+    """Wait until the port accepts connections; nginx has no signal for it."""
     while process.returncode is None:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -95,8 +95,8 @@ async def proxied(service: str, tmp_path: Path) -> AsyncIterator[str]:
         yield url
 
 
-def test_the_shipped_file_has_no_syntax_error(tmp_path: Path) -> None:
-    """The file is taken by nginx itself, as it is but for the addresses."""
+def test_shipped_file_is_valid(tmp_path: Path) -> None:
+    """Nginx accepts the file."""
     path = configured(tmp_path, 8080, ["http://127.0.0.1:8000"])
     done = subprocess.run(
         [require_tool("nginx"), "-p", str(tmp_path), "-e", "stderr", "-t", "-c", str(path)],
@@ -105,8 +105,8 @@ def test_the_shipped_file_has_no_syntax_error(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_bytes_are_passed_on_as_they_come(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
-    """The caller has the first image in hand while the second has not begun to arrive."""
+async def test_bytes_are_streamed(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
+    """The client receives the first image before the second has left the storage."""
     order = add_order(sandbox, [100_000, 100_000])
     gate = sandbox.faults.pause(order.images[1].image_id)
     async with client.get(images_url(proxied, order.order_id)) as response:
@@ -116,10 +116,10 @@ async def test_bytes_are_passed_on_as_they_come(sandbox: Sandbox, proxied: str, 
     assert found == {"0.jpg": jpeg(100_000, 0), "1.jpg": jpeg(100_000, 1)}
 
 
-async def test_a_large_archive_passes_without_the_proxys_disk(
+async def test_large_archive_is_not_buffered(
     sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """Many megabytes come whole; of a caller that takes nothing nginx collects nothing, in memory or on disk."""
+    """A large archive is complete; for a client that does not read nginx buffers nothing, in memory or on disk."""
     order = sandbox.add_order([SandboxImage(f"{n}.jpg", size_bytes=32 * MIB) for n in range(4)])
     url = images_url(proxied, order.order_id)
     async with client.get(url) as idle:
@@ -128,7 +128,7 @@ async def test_a_large_archive_passes_without_the_proxys_disk(
             async for chunk in response.content.iter_any():
                 total += len(chunk)
         assert total > 128 * MIB
-        # In this time a proxy that collects would have had the other one whole. nginx takes its files away at the end.
+        # A buffering proxy would have received the other one completely by now. nginx deletes its files at the end.
         assert not [path for path in (tmp_path / "proxy").rglob("*") if path.is_file()]
         receipt = json.loads(await read(client, f"{proxied}/archives/{idle.headers['X-Archive-Id']}"))
         assert receipt["state"] == "streaming"
@@ -138,8 +138,8 @@ async def test_a_large_archive_passes_without_the_proxys_disk(
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-async def test_more_than_four_gigabytes_pass(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
-    """An archive beyond what 32 bits can count comes to its end, Zip64 records and all."""
+async def test_archive_of_more_than_4_gib_passes(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
+    """An archive beyond the 32-bit limit is complete, with its Zip64 records."""
     order = sandbox.add_order([SandboxImage(f"{n}.jpg", size_bytes=1024 * MIB) for n in range(5)])
     total, end = 0, b""
     timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
@@ -151,12 +151,12 @@ async def test_more_than_four_gigabytes_pass(sandbox: Sandbox, proxied: str, cli
     assert end[-22:].startswith(b"PK\x05\x06"), "the end of central directory (APPNOTE 4.3.16)"
 
 
-async def test_a_caller_that_leaves_stops_the_work(
+async def test_client_disconnect_cancels_the_upstream_requests(
     sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession
 ) -> None:
-    """The end of the caller's connection is passed on, also while nothing comes, and the upstream's work ends."""
+    """A closed client connection is passed on, also while the upstream is stalled, and its requests are cancelled."""
     order = add_order(sandbox, [200_000])
-    sandbox.faults.pause(order.images[0].image_id, after_bytes=100_000)  # for good: it cannot end by itself
+    sandbox.faults.pause(order.images[0].image_id, after_bytes=100_000)  # never released: it cannot complete
     async with aiohttp.ClientSession() as leaving:
         response = await leaving.get(images_url(proxied, order.order_id))
         await response.content.readexactly(50_000)
@@ -167,8 +167,8 @@ async def test_a_caller_that_leaves_stops_the_work(
     assert (receipt["state"], receipt["why"]) == ("client_gone", "client-left")
 
 
-async def test_errors_keep_their_documents(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
-    """Problems of the service arrive as they are, also those that look like nginx's; the inside is not shown."""
+async def test_problem_documents_pass(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
+    """Problems of the service pass unchanged, also with statuses that nginx uses; /metrics is not public."""
     broken = add_order(sandbox, [1000]).order_id
     sandbox.faults.order(broken, [Fault(Kind.WRONG_SHAPE)])
     for order_id, status, slug in (
@@ -184,24 +184,24 @@ async def test_errors_keep_their_documents(sandbox: Sandbox, proxied: str, clien
 
 
 async def test_request_ids_pass(proxied: str, client: aiohttp.ClientSession) -> None:
-    """A caller's request id is the service's too; what is none is replaced by one of nginx's."""
+    """A valid request id of the client is kept; an invalid one is replaced by nginx."""
     for given, kept in (("order-4711", True), ("not an id", False)):
         async with client.get(f"{proxied}/health", headers={"X-Request-ID": given}) as response:
             assert (response.headers["X-Request-ID"] == given) is kept
 
 
-async def test_a_list_that_is_too_long(proxied: str, client: aiohttp.ClientSession) -> None:
-    """A body that nginx itself refuses, to spare its disk, gets the document that the service would answer with."""
+async def test_too_large_body_is_a_problem(proxied: str, client: aiohttp.ClientSession) -> None:
+    """A body that nginx rejects, to spare its disk, gets the problem document that the service would send."""
     body = io.BytesIO(b"0" * (5 * MIB))
     async with client.post(images_url(proxied, DEMO_ORDER_ID), data=body, expect100=True) as response:
         assert (response.status, response.content_type) == (400, "application/problem+json")
         assert (await response.json())["type"] == "/problems/invalid-body"
 
 
-async def test_a_broken_archive_is_a_broken_transfer(
+async def test_aborted_archive_is_an_aborted_transfer(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """What the service breaks off on purpose does not arrive as a whole file."""
+    """An archive that the service aborts does not arrive as a complete file."""
     service = await start_service(images_in_flight=1)
     order = add_order(sandbox, [100_000, 1000])
     sandbox.faults.always(order.images[1].image_id, Fault(Kind.STATUS, status=404), origin="api")
@@ -214,10 +214,10 @@ async def test_a_broken_archive_is_a_broken_transfer(
             await response.read()
 
 
-async def test_a_wait_passes(
+async def test_wait_and_events_pass(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """A download that waits for images outlives its silence, and events arrive meanwhile."""
+    """A download that waits for images is not timed out, and its events arrive meanwhile."""
     service = await start_service()
     order = sandbox.add_order(
         [SandboxImage(f"{n}.jpg", body=jpeg(1000, n), content_type="image/jpeg", ready_after_polls=n) for n in (1, 2)]
@@ -235,28 +235,32 @@ async def test_a_wait_passes(
 
 @pytest.mark.soak
 @pytest.mark.timeout(200)
-async def test_a_long_silence_passes(sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession) -> None:
-    """A download that waits for longer than nginx would by itself goes on when the next image is ready."""
+async def test_wait_beyond_the_default_read_timeout_passes(
+    sandbox: Sandbox, proxied: str, client: aiohttp.ClientSession
+) -> None:
+    """A download may wait for longer than the default proxy_read_timeout."""
     images = [
         SandboxImage(f"{n}.jpg", body=jpeg(1000, n), content_type="image/jpeg", status=status)
         for n, status in enumerate(("processed", "processing"))
     ]
     order = sandbox.add_order(images)
-    got = b""
+    received = b""
     async with client.get(images_url(proxied, order.order_id, "?wait=180")) as response:
         with suppress(TimeoutError):
             while not response.content.at_eof():
-                async with asyncio.timeout(NGINX_SILENCE_SECONDS + 5):
-                    got += await response.content.readany()
-        assert got
+                async with asyncio.timeout(NGINX_READ_TIMEOUT_SECONDS + 5):
+                    received += await response.content.readany()
+        assert received
         assert not response.content.at_eof()
         sandbox.set_status(images[1].image_id, "processed")
-        found = entries(got + await response.read())
+        found = entries(received + await response.read())
     assert found == {"0.jpg": jpeg(1000, 0), "1.jpg": jpeg(1000, 1)}
 
 
-async def test_no_replica_answers(closed_port: int, client: aiohttp.ClientSession, tmp_path: Path) -> None:
-    """Without a replica the answer is a problem document too."""
+async def test_unavailable_replicas_are_a_problem(
+    closed_port: int, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Without a replica the response is a problem document too."""
     async with nginx(tmp_path, [f"http://127.0.0.1:{closed_port}"]) as url, client.get(f"{url}/health") as response:
         assert (response.status, response.content_type) == (503, "application/problem+json")
         assert json.loads(await response.read())["status"] == 503
@@ -276,14 +280,14 @@ async def three_replicas(
         yield await stack.enter_async_context(nginx(folder, [one.url for one in replicas])), replicas
 
 
-def asked(folder: Path, request: str) -> list[int]:
-    """Return how many replicas nginx has asked for each request that begins like this, from its log."""
+def tried_replicas(folder: Path, request: str) -> list[int]:
+    """Return how many replicas nginx has tried for each request with this prefix, from its log."""
     lines = (folder / "nginx.log").read_text("utf-8").splitlines()
     return [line.count("127.0.0.1:") for line in lines if f'"{request}' in line]
 
 
 async def test_receipts_find_their_archive(sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path) -> None:
-    """Whichever replica streams it, an archive's receipt and events are found, also when they are asked for first."""
+    """Receipt and events of an archive are found on any replica, also if they are requested before the archive."""
     async with three_replicas(sandbox, tmp_path) as (url, replicas):
         for _ in range(12):
             archive_id = str(uuid.uuid4())
@@ -291,7 +295,7 @@ async def test_receipts_find_their_archive(sandbox: Sandbox, client: aiohttp.Cli
             assert len(await download(client, images_url(url, DEMO_ORDER_ID, f"?archive_id={archive_id}"))) == 14
             assert b"event: end" in await events
             assert json.loads(await read(client, f"{url}/archives/{archive_id}"))["state"] == "complete"
-        assert set(asked(tmp_path, "GET /archives/")) == {1}, "none had to be searched for"
+        assert set(tried_replicas(tmp_path, "GET /archives/")) == {1}, "each is found on the first replica"
         used = [one for one in replicas if any("archive.finished" in line for line in one.lines)]
         assert len(used) > 1, "the archives are spread"
 
@@ -303,8 +307,8 @@ async def read(client: aiohttp.ClientSession, url: str) -> bytes:
 
 
 @dataclass
-class Begun:
-    """A download in its middle, which replica streams it, and what lets it go on."""
+class StartedDownload:
+    """A download in progress, the replica that streams it, and the gate that continues it."""
 
     response: aiohttp.ClientResponse
     first: bytes
@@ -312,8 +316,10 @@ class Begun:
     gate: Gate
 
 
-async def begin(sandbox: Sandbox, client: aiohttp.ClientSession, url: str, replicas: Sequence[RunningService]) -> Begun:
-    """Begin a download whose image stops after half of its bytes."""
+async def start_download(
+    sandbox: Sandbox, client: aiohttp.ClientSession, url: str, replicas: Sequence[RunningService]
+) -> StartedDownload:
+    """Start a download whose image stalls after half of its bytes."""
     order = add_order(sandbox, [200_000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=100_000)
     response = await client.get(images_url(url, order.order_id))
@@ -321,7 +327,7 @@ async def begin(sandbox: Sandbox, client: aiohttp.ClientSession, url: str, repli
     receipt = f"/archives/{response.headers['X-Archive-Id']}"
     found = [one for one in replicas if await status_of(client, one.url + receipt) == 200]
     assert len(found) == 1
-    return Begun(response, first, found[0], gate)
+    return StartedDownload(response, first, found[0], gate)
 
 
 async def status_of(client: aiohttp.ClientSession, url: str) -> int:
@@ -330,20 +336,22 @@ async def status_of(client: aiohttp.ClientSession, url: str) -> int:
 
 
 async def until_draining(client: aiohttp.ClientSession, replica: RunningService) -> None:
-    """Return when a replica has noticed that it is to stop."""
+    """Wait until a replica is draining."""
     while await status_of(client, f"{replica.url}/health/ready") != 503:
         pass
 
 
-async def test_full_replicas_still_answer(sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path) -> None:
-    """With no place left anywhere, downloads are refused, but receipts, orders and the page are there."""
+async def test_full_replicas_serve_everything_but_downloads(
+    sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    """Without a free slot downloads are rejected, but receipts, orders and the page are served."""
     async with three_replicas(sandbox, tmp_path, MAX_ARCHIVES="1") as (url, replicas):
-        begun = [await begin(sandbox, client, url, replicas) for _ in range(3)]
+        started = [await start_download(sandbox, client, url, replicas) for _ in range(3)]
         for _ in range(9):
             async with client.get(images_url(url, DEMO_ORDER_ID)) as response:
                 assert (response.status, response.content_type) == (503, "application/problem+json")
                 assert response.headers["Retry-After"] == "10"
-        for one in begun:
+        for one in started:
             assert await status_of(client, f"{url}/archives/{one.response.headers['X-Archive-Id']}") == 200
             one.gate.release()
             assert len(entries(one.first + await one.response.read())) == 1
@@ -351,48 +359,48 @@ async def test_full_replicas_still_answer(sandbox: Sandbox, client: aiohttp.Clie
             assert await status_of(client, url + path) == 200
 
 
-async def test_receipts_are_those_of_the_replica_that_took_it(
+async def test_receipt_is_found_on_a_fallback_replica(
     sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """If an archive's own replica is full, another streams it, and its receipt is found there."""
+    """If the hashed replica is full, another one streams the archive and has its receipt."""
     async with three_replicas(sandbox, tmp_path, MAX_ARCHIVES="1") as (url, replicas):
-        begun = await begin(sandbox, client, url, replicas)
-        while max(asked(tmp_path, f"GET /orders/{DEMO_ORDER_ID}/images"), default=0) < 2:
+        started = await start_download(sandbox, client, url, replicas)
+        while max(tried_replicas(tmp_path, f"GET /orders/{DEMO_ORDER_ID}/images"), default=0) < 2:
             archive_id = str(uuid.uuid4())
             assert len(await download(client, images_url(url, DEMO_ORDER_ID, f"?archive_id={archive_id}"))) == 14
             assert json.loads(await read(client, f"{url}/archives/{archive_id}"))["state"] == "complete"
-        begun.gate.release()
-        await begun.response.read()
+        started.gate.release()
+        await started.response.read()
 
 
-async def test_a_replica_that_ends_finishes_its_archives(
+async def test_draining_replica_completes_its_archives(
     sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """A replica told to stop brings its archive to the end, while the others take what is new."""
+    """A draining replica completes its archive, while the others serve new requests."""
     async with three_replicas(sandbox, tmp_path) as (url, replicas):
-        begun = await begin(sandbox, client, url, replicas)
-        begun.replica.process.send_signal(signal.SIGTERM)
-        await until_draining(client, begun.replica)
+        started = await start_download(sandbox, client, url, replicas)
+        started.replica.process.send_signal(signal.SIGTERM)
+        await until_draining(client, started.replica)
         only = {"only": [sandbox.orders[DEMO_ORDER_ID].images[0].image_id]}
         path = f"/orders/{DEMO_ORDER_ID}/images"
-        while max(asked(tmp_path, f"POST {path}"), default=0) < 2:  # until the one that ends was asked first
+        while max(tried_replicas(tmp_path, f"POST {path}"), default=0) < 2:  # until the draining one was tried first
             async with client.post(url + path, json=only) as response:
                 assert len(entries(await response.read())) == 1
-        while max(asked(tmp_path, f"GET {path}"), default=0) < 2:
+        while max(tried_replicas(tmp_path, f"GET {path}"), default=0) < 2:
             assert len(await download(client, images_url(url, DEMO_ORDER_ID))) == 14
-        begun.gate.release()
-        assert entries(begun.first + await begun.response.read()) == {"0.jpg": jpeg(200_000, 0)}
-        assert await begun.replica.process.wait() == 0
+        started.gate.release()
+        assert entries(started.first + await started.response.read()) == {"0.jpg": jpeg(200_000, 0)}
+        assert await started.replica.process.wait() == 0
 
 
-async def test_a_replica_that_is_killed_breaks_its_transfers(
+async def test_killed_replica_aborts_its_transfers(
     sandbox: Sandbox, client: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    """A replica that dies in the middle gives its caller a broken transfer, never a short file; the others go on."""
+    """A killed replica aborts its transfers, never truncates them silently; the others go on."""
     async with three_replicas(sandbox, tmp_path) as (url, replicas):
-        begun = await begin(sandbox, client, url, replicas)
-        begun.replica.process.kill()
+        started = await start_download(sandbox, client, url, replicas)
+        started.replica.process.kill()
         with pytest.raises(aiohttp.ClientPayloadError):
-            await begun.response.read()
+            await started.response.read()
         for _ in range(9):
             assert len(await download(client, images_url(url, DEMO_ORDER_ID))) == 14

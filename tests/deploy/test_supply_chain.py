@@ -1,4 +1,4 @@
-"""What a deployment installs is locked, listed with its licences, and can be written down as a bill of materials."""
+"""The packages of a deployment: locked, listed with their licences, and in a bill of materials."""
 
 import json
 import re
@@ -27,16 +27,16 @@ def locked(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
-def test_locked(path: Path) -> None:
-    """Every package has hashes, and no address says where it comes from."""
+def test_locked_packages_have_hashes(path: Path) -> None:
+    """Every package has hashes, and the file has no address of an index."""
     text = path.read_text("utf-8")
     blocks = re.split(r"\n(?=[a-z])", text.strip())
     assert all("--hash=sha256:" in block and "==" in block for block in blocks)
     assert not re.search(r"https?://|file:|--index|--find-links", text)
 
 
-def needed(requirements: list[str]) -> set[str]:
-    """Return what these requirements install on this machine, with what that needs in turn."""
+def resolved(requirements: list[str]) -> set[str]:
+    """Return the packages that these requirements install on this machine, with their dependencies."""
     found: set[str] = set()
     waiting = [(Requirement(one), "") for one in requirements]
     while waiting:
@@ -52,11 +52,11 @@ def needed(requirements: list[str]) -> set[str]:
     return found
 
 
-def test_the_lock_is_fresh() -> None:
-    """What pyproject.toml asks for is what is locked, and nothing that it no longer needs."""
+def test_lock_is_fresh() -> None:
+    """The lock files have exactly what pyproject.toml needs."""
     loaded = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     project = loaded["project"]
-    wanted = {
+    locked_requirements = {
         "requirements-build.lock": loaded["dependency-groups"]["build"],
         "requirements.lock": [*project["dependencies"], *project["optional-dependencies"]["sentry"]],
         "requirements-dev.lock": [
@@ -65,14 +65,14 @@ def test_the_lock_is_fresh() -> None:
             *project["optional-dependencies"]["dev"],
         ],
     }
-    for name, requirements in wanted.items():
+    for name, requirements in locked_requirements.items():
         packages = locked(DEPLOY / name)
         for requirement in map(Requirement, requirements):
             assert requirement.specifier.contains(packages[requirement.name]), requirement
-        assert set(packages) == needed(requirements), name
+        assert set(packages) == resolved(requirements), name
 
 
-def test_what_is_installed_is_what_is_locked() -> None:
+def test_installed_versions_are_locked_versions() -> None:
     """The tests run with the versions that a deployment gets."""
     packages = locked(DEPLOY / "requirements.lock")
     assert {name: version(name) for name in packages} == packages

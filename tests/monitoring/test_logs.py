@@ -115,7 +115,7 @@ def test_secrets_in_exceptions(log_format: str, logs: Logs) -> None:
     """Tracebacks of our own records and the libraries' are masked too, causes included."""
 
     def fail() -> None:
-        raise RuntimeError(f"no answer from {SIGNED}") from ValueError(f"bad key {KEY}")
+        raise RuntimeError(f"no response from {SIGNED}") from ValueError(f"bad key {KEY}")
 
     stream = logs(log_format)
     for log in (structlog.get_logger("service.test").exception, logging.getLogger("aiohttp.server").exception):
@@ -125,7 +125,7 @@ def test_secrets_in_exceptions(log_format: str, logs: Logs) -> None:
             log("test.failed")
 
     text = stream.getvalue()
-    assert text.count("RuntimeError: no answer from") == 2
+    assert text.count("RuntimeError: no response from") == 2
     assert text.count("ValueError: bad key") == 2
     assert "hush" not in text
 

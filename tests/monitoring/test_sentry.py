@@ -1,18 +1,16 @@
-"""Sentry, played by a server on loopback: what it is told of faults, and what it tells the operator."""
+"""Sentry: reported errors, and the issues on the admin page."""
 
-import asyncio
-import gzip
 import io
 import json
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from aioresponses import aioresponses
 from pydantic import SecretStr
 
 from service.archive.writer import ArchiveWriter
@@ -20,123 +18,52 @@ from service.monitoring.logs import configure_logs
 from service.monitoring.sentry import REPORTED_HEADERS
 from service.sandbox import DEMO_ORDER_ID, Sandbox
 from tests.archives import add_order, download, images_url
-from tests.conftest import StartService
+from tests.conftest import StartApp, StartService
+from tests.fakes.sentry import AUTH_TOKEN, FakeSentry, running_sentry
 
-ADMIN = "the-operators-token"
-TOKEN = "sntrys_read-the-issues"
-DSN_KEY = "0123456789abcdef0123456789abcdef"
+ADMIN = "the-admin-token-of-16"
 AS_ADMIN = {"X-Admin-Token": ADMIN}
-ISSUE = {
-    "id": "7",
-    "shortId": "BATCH-7",
-    "title": "RuntimeError: a fault",
-    "culprit": "service.streaming.archive_stream",
-    "level": "error",
-    "count": "12",
-    "userCount": 0,
-    "firstSeen": "2026-01-01T00:00:00Z",
-    "lastSeen": "2026-01-02T00:00:00Z",
-    "permalink": "https://sentry.example/7",
-    "unknown": {"more": 1},
-}
-
-
-@dataclass
-class SentryStandIn:
-    """Takes envelopes in and answers with ``issues``; ``answer`` replaces that, ``hangs_up`` does without one."""
-
-    url: str = ""
-    envelopes: list[bytes] = field(default_factory=list)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    asked: list[web.Request] = field(default_factory=list)
-    answer: web.Response | None = None
-    hangs_up: bool = False
-
-    @property
-    def dsn(self) -> SecretStr:
-        """The address that the service reports to."""
-        return SecretStr(self.url.replace("http://", f"http://{DSN_KEY}@") + "/1")
-
-    async def take(self, request: web.Request) -> web.Response:
-        """Take one envelope."""
-        body = await request.read()
-        self.envelopes.append(gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body)
-        self.arrived.set()
-        return web.json_response({"id": "0"})
-
-    async def issues(self, request: web.Request) -> web.Response:
-        """Answer with the issues."""
-        self.asked.append(request)
-        if self.hangs_up and request.transport is not None:
-            request.transport.abort()
-        if self.answer is not None:
-            return self.answer
-        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return web.json_response({"detail": "Invalid token"}, status=401)
-        return web.json_response([ISSUE])
-
-    def events(self) -> list[dict[str, Any]]:
-        """Return the events in the envelopes."""
-        lines = [json.loads(line) for envelope in self.envelopes for line in envelope.splitlines() if line]
-        return [line for line in lines if "exception" in line]
-
-
-@asynccontextmanager
-async def served(stand_in: SentryStandIn) -> AsyncIterator[None]:
-    """Serve the stand-in on a free port."""
-    app = web.Application()
-    app.router.add_post("/api/1/envelope/", stand_in.take)
-    app.router.add_get("/api/0/projects/{org}/{project}/issues/", stand_in.issues)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        stand_in.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield
-    finally:
-        await runner.cleanup()
+ISSUES_URL = re.compile(r"^https://sentry\.example/api/0/projects/our-org/batch/issues/\?")
 
 
 @pytest.fixture
-async def sentry(nothing_left_behind: None) -> AsyncIterator[SentryStandIn]:
-    """A Sentry of our own."""
+async def sentry(nothing_left_behind: None) -> AsyncIterator[FakeSentry]:
+    """A Sentry server on loopback."""
     del nothing_left_behind
-    stand_in = SentryStandIn()
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(served(stand_in))
-        yield stand_in
+    async with running_sentry() as fake:
+        yield fake
 
 
 @pytest.fixture
 def logged() -> Iterator[io.StringIO]:
-    """What the service logs."""
+    """The service's log."""
     stream = io.StringIO()
     configure_logs(log_format="json", level="info", stream=stream)
     yield stream
     configure_logs(log_format="json", level="info")
 
 
-def reading(sentry: SentryStandIn, **changes: object) -> dict[str, object]:
-    """Return the settings with which the service reads issues."""
+def issue_settings(base: str, **changes: object) -> dict[str, object]:
+    """Return the settings for listing the issues of a Sentry server."""
     return {
         "admin_token": SecretStr(ADMIN),
-        "sentry_api_base": sentry.url,
-        "sentry_auth_token": SecretStr(TOKEN),
+        "sentry_api_base": base,
+        "sentry_auth_token": SecretStr(AUTH_TOKEN),
         "sentry_org": "our-org",
         "sentry_project": "batch",
         **changes,
     }
 
 
-async def test_a_fault_is_reported_once_and_without_secrets(
+async def test_error_is_reported_once_without_secrets(
     sandbox: Sandbox,
-    sentry: SentryStandIn,
+    sentry: FakeSentry,
     start_service: StartService,
     client: aiohttp.ClientSession,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A fault of the service arrives with its request's id and route; no key, token, address or query goes with it."""
-    service = await start_service(sentry_dsn=sentry.dsn, **reading(sentry))
+    """An error is reported with request id and route, and without any key, token, address or query."""
+    service = await start_service(sentry_dsn=sentry.dsn, **issue_settings(sentry.url))
     order = add_order(sandbox, [1000])
     message = f"{sandbox.api_key} {ADMIN} at https://storage.example/a.jpg?X-Amz-Signature=hush"
 
@@ -147,8 +74,8 @@ async def test_a_fault_is_reported_once_and_without_secrets(
     monkeypatch.setattr(ArchiveWriter, "finish", fail)
     headers = {
         "X-Request-ID": "find-me",
-        "X-API-Key": "callers-own",
-        "Authorization": "Bearer of-the-caller",
+        "X-API-Key": "the-clients-own",
+        "Authorization": "Bearer of-the-client",
         "Cookie": "batch_session=of-the-session",
         "X-Forwarded-For": "203.0.113.7",
         "X-Original-URI": "/orders/x/images?link=of-a-link",
@@ -157,7 +84,7 @@ async def test_a_fault_is_reported_once_and_without_secrets(
     with pytest.raises(aiohttp.ClientPayloadError):
         async with client.get(images_url(service, order.order_id), headers=headers) as response:
             await response.read()
-    await sentry.arrived.wait()
+    await sentry.envelope_received.wait()
     (event,) = sentry.events()
     assert event["exception"]["values"][-1]["type"] == "RuntimeError"
     assert event["tags"]["request_id"] == "find-me"
@@ -170,19 +97,19 @@ async def test_a_fault_is_reported_once_and_without_secrets(
     assert request["url"].endswith(f"/orders/{order.order_id}/images")
     assert {name.lower() for name in request["headers"]} <= REPORTED_HEADERS
     raw = b"\n".join(sentry.envelopes).decode()
-    of_the_caller = [value for name, value in headers.items() if name != "X-Request-ID"]
-    for secret in (sandbox.api_key, ADMIN, TOKEN, *of_the_caller, "of-a-link", "hush", "in-a-variable"):
+    of_the_client = [value for name, value in headers.items() if name != "X-Request-ID"]
+    for secret in (sandbox.api_key, ADMIN, AUTH_TOKEN, *of_the_client, "of-a-link", "hush", "in-a-variable"):
         assert secret not in raw
 
 
-async def test_what_is_not_a_fault_is_not_reported(
+async def test_problems_are_not_reported(
     sandbox: Sandbox,
-    sentry: SentryStandIn,
+    sentry: FakeSentry,
     start_service: StartService,
     client: aiohttp.ClientSession,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Problems and finished archives tell Sentry nothing; the fault after them is the first that it hears of."""
+    """Problems and complete archives are not reported; only the error after them is."""
     service = await start_service(sentry_dsn=sentry.dsn)
     for path in ("/nowhere", "/orders/no-uuid/images"):
         async with client.get(service + path) as response:
@@ -195,47 +122,49 @@ async def test_what_is_not_a_fault_is_not_reported(
     monkeypatch.setattr(ArchiveWriter, "finish", fail)
     with pytest.raises(aiohttp.ClientPayloadError):
         await download(client, images_url(service, add_order(sandbox, [1000]).order_id))
-    await sentry.arrived.wait()
+    await sentry.envelope_received.wait()
     assert [event["exception"]["values"][-1]["value"] for event in sentry.events()] == ["the only one"]
     assert len(sentry.envelopes) == 1
 
 
-async def test_the_upstream_learns_nothing_of_sentry(
-    sandbox: Sandbox, sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession
+async def test_upstream_requests_have_no_sentry_headers(
+    sandbox: Sandbox, sentry: FakeSentry, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Requests to the upstream carry no header of Sentry's."""
+    """Requests to the upstream have no header of the Sentry SDK."""
     service = await start_service(sentry_dsn=sentry.dsn)
     await download(client, images_url(service, DEMO_ORDER_ID))
     names = {name.lower() for request in sandbox.requests for name in request.headers}
     assert not {name for name in names if "sentry" in name or name == "baggage"}
 
 
-async def test_a_bad_dsn_does_not_keep_the_service_from_starting(
+async def test_service_starts_with_a_bad_dsn(
     start_service: StartService, client: aiohttp.ClientSession, logged: io.StringIO
 ) -> None:
-    """The log says that the DSN is bad, and orders are served."""
+    """A bad DSN is logged, and orders are served."""
     service = await start_service(sentry_dsn=SecretStr("https://sentry.example/no-key"))
     assert await download(client, images_url(service, DEMO_ORDER_ID))
     assert [json.loads(line)["event"] for line in logged.getvalue().splitlines()].count("sentry.bad_dsn") == 1
 
 
-async def test_a_missing_sdk_does_not_keep_the_service_from_starting(
-    sentry: SentryStandIn,
+async def test_service_starts_without_the_sdk(
+    sentry: FakeSentry,
     start_service: StartService,
     client: aiohttp.ClientSession,
     logged: io.StringIO,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without the extra the log says what is missing, and orders are served."""
-    monkeypatch.setitem(sys.modules, "sentry_sdk", None)  # as if it were not there
+    """A missing SDK is logged, and orders are served."""
+    monkeypatch.setitem(sys.modules, "sentry_sdk", None)  # importing it fails
     service = await start_service(sentry_dsn=sentry.dsn)
     assert await download(client, images_url(service, DEMO_ORDER_ID))
     assert [json.loads(line)["event"] for line in logged.getvalue().splitlines()].count("sentry.not_installed") == 1
 
 
-async def test_issues(sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """The operator sees the project's unresolved issues."""
-    service = await start_service(**reading(sentry))
+async def test_issues_are_listed(
+    sentry: FakeSentry, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """An admin gets the unresolved issues of the project."""
+    service = await start_service(**issue_settings(sentry.url))
     async with client.get(f"{service}/api/sentry/issues", headers=AS_ADMIN) as response:
         assert (response.status, await response.json()) == (
             200,
@@ -256,80 +185,84 @@ async def test_issues(sentry: SentryStandIn, start_service: StartService, client
                 ]
             },
         )
-    (asked,) = sentry.asked
-    assert (asked.match_info["org"], asked.match_info["project"]) == ("our-org", "batch")
-    assert asked.query["query"] == "is:unresolved"
+    (request,) = sentry.requests
+    assert (request.match_info["org"], request.match_info["project"]) == ("our-org", "batch")
+    assert request.query["query"] == "is:unresolved"
 
 
-async def test_issues_of_a_sentry_in_a_private_network(
-    sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession
+async def test_sentry_may_be_in_a_private_network(
+    sentry: FakeSentry, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Sentry may be where the upstream must not be: only the operator says where it is."""
+    """Sentry may be self-hosted on a private network, which the SSRF policy forbids for the upstream."""
     by_name = sentry.url.replace("127.0.0.1", "localhost")
-    service = await start_service(**reading(sentry, sentry_api_base=by_name, allow_private_upstream=False))
+    service = await start_service(**issue_settings(by_name, allow_private_upstream=False))
     async with client.get(f"{service}/api/sentry/issues", headers=AS_ADMIN) as response:
         assert response.status == 200
 
 
-async def test_issues_are_the_operators(
-    sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession
-) -> None:
-    """Without the operator's token Sentry is not even asked."""
-    service = await start_service(**reading(sentry))
-    async with client.get(f"{service}/api/sentry/issues") as response:
+async def test_issues_need_the_admin_token(start_app: StartApp, mocked_http: aioresponses) -> None:
+    """Without the admin token Sentry gets no request."""
+    app = await start_app(**issue_settings("https://sentry.example"))
+    async with app.get("/api/sentry/issues") as response:
         assert (response.status, (await response.json())["type"]) == (401, "/problems/admin-required")
-    assert sentry.asked == []
+    assert mocked_http.requests == {}
 
 
 @pytest.mark.parametrize(
-    ("answer", "slug"),
+    ("response_of_sentry", "slug"),
     [
-        pytest.param(web.Response(status=401), "sentry-unauthorized", id="401"),
-        pytest.param(web.Response(status=403), "sentry-unauthorized", id="403"),
-        pytest.param(web.Response(status=500), "sentry-unavailable", id="500"),
+        pytest.param({"status": 401}, "sentry-unauthorized", id="401"),
+        pytest.param({"status": 403}, "sentry-unauthorized", id="403"),
+        pytest.param({"status": 500}, "sentry-unavailable", id="500"),
         pytest.param(
-            web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}), "sentry-unavailable", id="redirect"
+            {"status": 302, "headers": {"Location": "http://127.0.0.1:1/"}}, "sentry-unavailable", id="redirect"
         ),
-        pytest.param(web.Response(text="<html>"), "sentry-invalid-response", id="html"),
-        pytest.param(web.Response(text='{"detail": 1}'), "sentry-invalid-response", id="no list"),
-        pytest.param(web.Response(body=b"[" + b" " * 5 * 1024 * 1024 + b"]"), "sentry-invalid-response", id="huge"),
+        pytest.param({"exception": TimeoutError()}, "sentry-unavailable", id="timeout"),
+        pytest.param({"body": "<html>"}, "sentry-invalid-response", id="html"),
+        pytest.param({"body": '{"detail": 1}'}, "sentry-invalid-response", id="no list"),
     ],
 )
-async def test_issues_when_sentry_fails(
-    sentry: SentryStandIn,
-    start_service: StartService,
-    client: aiohttp.ClientSession,
-    answer: web.Response,
-    slug: str,
+async def test_failures_of_sentry(
+    response_of_sentry: dict[str, Any], slug: str, start_app: StartApp, mocked_http: aioresponses
 ) -> None:
-    """Whatever Sentry answers, the operator gets a problem that says what is wrong, and no token."""
-    sentry.answer = answer
-    service = await start_service(**reading(sentry))
-    async with client.get(f"{service}/api/sentry/issues", headers=AS_ADMIN) as response:
+    """Each failure of Sentry is a problem with status 502 that does not contain the token."""
+    mocked_http.get(ISSUES_URL, **response_of_sentry)
+    app = await start_app(**issue_settings("https://sentry.example"))
+    async with app.get("/api/sentry/issues", headers=AS_ADMIN) as response:
         text = await response.text()
     assert (response.status, json.loads(text)["type"]) == (502, f"/problems/{slug}")
-    assert TOKEN not in text
+    assert AUTH_TOKEN not in text
 
 
-async def test_issues_when_sentry_hangs_up(
-    sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession
+async def test_list_of_issues_is_bounded(
+    sentry: FakeSentry, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """A connection that breaks before the answer is Sentry's failure, not a fault of the service."""
-    sentry.hangs_up = True
-    service = await start_service(**reading(sentry))
+    """A list of more than 4 MiB is not read to its end."""
+    sentry.response = web.Response(body=b"[" + b" " * 5 * 1024 * 1024 + b"]")
+    service = await start_service(**issue_settings(sentry.url))
+    async with client.get(f"{service}/api/sentry/issues", headers=AS_ADMIN) as response:
+        assert (response.status, (await response.json())["type"]) == (502, "/problems/sentry-invalid-response")
+
+
+async def test_sentry_that_aborts_is_unavailable(
+    sentry: FakeSentry, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A connection that is aborted before the response is a failure of Sentry, not an internal error."""
+    sentry.aborts = True
+    service = await start_service(**issue_settings(sentry.url))
     async with client.get(f"{service}/api/sentry/issues", headers=AS_ADMIN) as response:
         assert (response.status, (await response.json())["type"]) == (502, "/problems/sentry-unavailable")
 
 
-async def test_issues_without_a_sentry(
-    sentry: SentryStandIn, start_service: StartService, client: aiohttp.ClientSession, closed_port: int
+async def test_issues_without_a_configured_sentry(
+    start_service: StartService, client: aiohttp.ClientSession, closed_port: int
 ) -> None:
-    """What is not configured, or cannot be reached, is said."""
+    """The problem lists the missing settings; an unreachable server is another problem."""
     url = await start_service(admin_token=SecretStr(ADMIN), sentry_org="our-org") + "/api/sentry/issues"
     async with client.get(url, headers=AS_ADMIN) as response:
         problem = await response.json()
     assert (response.status, problem["type"]) == (503, "/problems/sentry-not-configured")
     assert problem["missing"] == ["SENTRY_AUTH_TOKEN", "SENTRY_PROJECT"]
-    nowhere = reading(sentry, sentry_api_base=f"http://127.0.0.1:{closed_port}")
-    async with client.get(await start_service(**nowhere) + "/api/sentry/issues", headers=AS_ADMIN) as response:
+    unreachable = issue_settings(f"http://127.0.0.1:{closed_port}")
+    async with client.get(await start_service(**unreachable) + "/api/sentry/issues", headers=AS_ADMIN) as response:
         assert (response.status, (await response.json())["type"]) == (502, "/problems/sentry-unavailable")

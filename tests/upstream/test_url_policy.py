@@ -91,7 +91,7 @@ def test_address_that_is_not_public(address: str) -> None:
     ],
 )
 def test_address_that_is_public(address: str) -> None:
-    """What the images' storage may have is let through, also just beside a private range."""
+    """Public addresses are allowed, also those next to a private range."""
     assert not is_private(address)
 
 

@@ -11,7 +11,7 @@ async def read_bounded(read: Callable[[], Awaitable[bytes]], *, max_bytes: int) 
     """Return a whole body. ``read`` returns its next bytes, and ``b""`` at its end.
 
     Raises:
-        BodyTooLarge: it has more than ``max_bytes``; at most one read beyond them has been held.
+        BodyTooLarge: it has more than ``max_bytes``; at most one read beyond them has been buffered.
     """
     body = bytearray()
     while chunk := await read():

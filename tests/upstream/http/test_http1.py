@@ -229,7 +229,7 @@ async def test_white_space_behind_close_ends_the_connection() -> None:
 
 
 async def test_number_of_chunks_is_unlimited() -> None:
-    """The framing of small chunks is far larger than the bound of what is not body, but belongs to the body."""
+    """The framing of small chunks exceeds the bound of non-body bytes by far, but does not count as such."""
     chunks = b"1\r\nx\r\n" * MAX_NON_BODY_BYTES
     whole = OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
     # A server that sends size, data and line break by themselves.

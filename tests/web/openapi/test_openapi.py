@@ -34,7 +34,8 @@ from service.web.openapi.document import OPERATIONS, openapi_document
 from service.web.site.docs import ASSETS
 from tests.archives import add_order, entries, jpeg
 from tests.conftest import StartService
-from tests.monitoring.test_sentry import ADMIN, AS_ADMIN, SentryStandIn, reading, served
+from tests.fakes.sentry import running_sentry
+from tests.monitoring.test_sentry import ADMIN, AS_ADMIN, issue_settings
 from tests.web.openapi.response_validator import ResponseValidator, send
 
 DOCUMENT = openapi_document("1.2.3")
@@ -515,14 +516,14 @@ async def operations(world: World) -> None:
 
 
 async def sentry_issues(world: World) -> None:
-    path, stand_in = "/api/sentry/issues", SentryStandIn()
+    path = "/api/sentry/issues"
     await invalid_admin_tokens(world, "GET", path)
     await world.request("GET", await world.start(**WITH_ADMIN) + path, 503, headers=AS_ADMIN)
-    async with served(stand_in):
-        service = await world.start(**reading(stand_in))
+    async with running_sentry() as sentry:
+        service = await world.start(**issue_settings(sentry.url))
         await world.request("GET", service + path, 200, headers=AS_ADMIN)
         for status, text in ((401, "[]"), (500, "[]"), (200, "{}")):
-            stand_in.answer = aiohttp.web.Response(status=status, text=text)
+            sentry.response = aiohttp.web.Response(status=status, text=text)
             await world.request("GET", service + path, 502, headers=AS_ADMIN)
 
 
