@@ -33,7 +33,9 @@ HEAD_BYTES = 64 * 1024
 # What a buffered chunk costs besides its bytes (object, queue slot): so a drip of one-byte chunks is bounded too.
 CHUNK_OVERHEAD_BYTES = 128
 # What says that fewer requests at a time would be better.
-_CONGESTION = frozenset({Reason.RATE_LIMITED, Reason.TIMEOUT, Reason.CONNECTION_LOST, Reason.CONNECTION_FAILED})
+_CONGESTION = frozenset(
+    {Reason.RATE_LIMITED, Reason.TIMEOUT, Reason.TRUNCATED, Reason.CONNECTION_LOST, Reason.CONNECTION_FAILED}
+)
 
 ItemT = TypeVar("ItemT")
 # Bytes, the CRC-32 of the copy up to and including them, and how many bytes are reserved for them.

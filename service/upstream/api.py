@@ -55,7 +55,6 @@ class UpstreamClient:
     ) -> None:
         self._fetcher = fetcher
         self._api_base = api_base
-        self._base = fetcher.target(URL(api_base))
         self._policy = policy
         self._metrics = metrics or Metrics()
         self._health = health or UpstreamHealth(time.monotonic)
@@ -80,7 +79,8 @@ class UpstreamClient:
 
     def images(self, options: ImageOptions) -> "ImageSource":
         """Return the images of one archive, requested on behalf of the current client request."""
-        return ImageSource(self._fetcher, self._base, options, self._policy, self._metrics)
+        base = self._fetcher.target(URL(self._api_base))  # allowed, or the order could not have been looked up
+        return ImageSource(self._fetcher, base, options, self._policy, self._metrics)
 
     async def _look_up(self, url: URL) -> bytes:
         def on_retry(error: AttemptFailed, attempt: int) -> None:

@@ -121,11 +121,11 @@ class UpstreamConnection(asyncio.Protocol):
         reader = self._reader
         if reader is None:
             return
-        if exc is not None:
-            self._fail(Failure(Reason.CONNECTION_LOST, "the connection broke"), is_unanswered=reader.is_empty)
-        elif reader.is_empty:
+        if reader.is_empty:
             detail = "the connection was closed before a response"
             self._fail(Failure(Reason.CONNECTION_LOST, detail), is_unanswered=True)
+        elif exc is not None and reader.is_close_delimited:  # its end would be that of the body
+            self._fail(Failure(Reason.CONNECTION_LOST, "the connection broke"), is_unanswered=False)
         elif (event := reader.feed_eof()) is not None:
             self._dispatch(event)
 

@@ -113,6 +113,11 @@ class ResponseReader:
         return self._state is _State.HEADERS and not self._buffer and not self._overhead_bytes
 
     @property
+    def is_close_delimited(self) -> bool:
+        """Whether the end of the connection is the end of the body."""
+        return self._state is _State.CLOSE_DELIMITED_BODY
+
+    @property
     def remaining_bytes(self) -> int | None:
         """How many bytes of the body are left; ``None`` where only its end will tell."""
         if self._state is _State.FIXED_BODY:
