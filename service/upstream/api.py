@@ -30,7 +30,7 @@ from service.upstream.image_transfer import DownloadPolicy
 from service.upstream.payloads import PayloadError, read_order
 from service.upstream.retry import AttemptFailed, status_failure
 from service.upstream.retry_loop import RetryLoop
-from service.upstream.url_policy import Target
+from service.upstream.url_policy import Target, UrlRejected
 
 log = structlog.get_logger(__name__)
 
@@ -78,8 +78,15 @@ class UpstreamClient:
             raise UpstreamTimeout("The order look-up took too long.") from error
 
     def images(self, options: ImageOptions) -> "ImageSource":
-        """Return the images of one archive, requested on behalf of the current client request."""
-        base = self._fetcher.target(URL(self._api_base))  # allowed, or the order could not have been looked up
+        """Return the images of one archive, requested on behalf of the current client request.
+
+        Raises:
+            UpstreamFailed: the policy rejects AUTOENHANCE_API_BASE.
+        """
+        try:
+            base = self._fetcher.target(URL(self._api_base))
+        except UrlRejected as error:
+            raise UpstreamFailed(f"The URL of the API is not allowed: {error}.") from error
         return ImageSource(self._fetcher, base, options, self._policy, self._metrics)
 
     async def _look_up(self, url: URL) -> bytes:

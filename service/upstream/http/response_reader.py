@@ -117,13 +117,6 @@ class ResponseReader:
         """Whether the end of the connection is the end of the body."""
         return self._state is _State.CLOSE_DELIMITED_BODY
 
-    @property
-    def remaining_bytes(self) -> int | None:
-        """How many bytes of the body are left; ``None`` where only its end will tell."""
-        if self._state is _State.FIXED_BODY:
-            return self._remaining
-        return 0 if self._state is _State.ENDED else None
-
     def feed(self, data: bytes) -> Sequence[Event]:
         """Take bytes of the connection and return what they mean, in order."""
         if self._state is _State.FIXED_BODY and len(data) < self._remaining:
