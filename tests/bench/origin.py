@@ -18,9 +18,9 @@ import trustme
 from aiohttp import web
 
 ORDER_ID = "be9c0000-0000-4000-8000-000000000001"
-# An empty segment starts a scan, and its end is marked. An FF between them would be another marker.
+# An empty segment starts a scan, and its end is marked. In between, each FF is stuffed as in any JPEG.
 JPEG_START, JPEG_END = b"\xff\xd8\xff\xda\0\x02", b"\xff\xd9"
-IMAGE, WHOLE = "image.jpg", "whole.bin"
+IMAGE = "image.jpg"
 
 _NGINX = """
 daemon off; worker_processes 1; error_log stderr crit; pid {folder}/nginx.pid;
@@ -43,13 +43,12 @@ http {{
 
 @dataclass(frozen=True)
 class Origin:
-    """A running origin: the API's base address, and the address of one body as large as all images together.
+    """A running origin: the API's base address.
 
     ``environment`` has what a client needs to trust its certificate.
     """
 
     api_base: str
-    whole_url: str
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -67,14 +66,13 @@ class Load:
 
 
 def write_files(folder: Path, load: Load) -> None:
-    """Write the order, the one image that all of its images are, and a sparse body of the same size in all."""
+    """Write the order, and the one image that all of its images are."""
     images = [{"image_id": f"image-{n}", "image_name": f"{n}.jpg", "status": "processed"} for n in range(load.images)]
     order = {"order_id": ORDER_ID, "name": "Benchmark", "images": images}
     (folder / "order.json").write_text(json.dumps(order), encoding="ascii")
-    filling = os.urandom(load.image_bytes - len(JPEG_START) - len(JPEG_END)).replace(b"\xff", b"\xfe")
+    size = load.image_bytes - len(JPEG_START) - len(JPEG_END)
+    filling = os.urandom(size).replace(b"\xff", b"\xff\0")[: size - 1] + b"\0"
     (folder / IMAGE).write_bytes(JPEG_START + filling + JPEG_END)
-    with (folder / WHOLE).open("wb") as whole:
-        whole.truncate(load.total_bytes)
 
 
 @asynccontextmanager
@@ -96,7 +94,7 @@ async def running_origin(folder: Path, *, delay_seconds: float = 0.0, tls: bool 
     process = await asyncio.create_subprocess_exec("nginx", "-c", str(config), "-p", str(folder))
     try:
         await _listening(storage_port)
-        yield _origin(api_port, storage_port, scheme, environment)
+        yield Origin(f"{scheme}://127.0.0.1:{api_port}/v3", environment)
     finally:
         process.terminate()
         await process.wait()
@@ -129,14 +127,10 @@ async def _aiohttp_origin(folder: Path, delay_seconds: float) -> AsyncIterator[O
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
-        yield _origin(api_port, storage_port, "http", {})
+        yield Origin(f"http://127.0.0.1:{api_port}/v3")
     finally:
         for runner in runners:
             await runner.cleanup()
-
-
-def _origin(api_port: int, storage_port: int, scheme: str, environment: dict[str, str]) -> Origin:
-    return Origin(f"{scheme}://127.0.0.1:{api_port}/v3", f"{scheme}://127.0.0.1:{storage_port}/{WHOLE}", environment)
 
 
 def _secured(folder: Path) -> tuple[str, str, str, dict[str, str]]:
