@@ -57,8 +57,8 @@ class _JpegWalker(Walker):
     The thumbnail of an EXIF segment, an image of its own with its own end, is skipped with the segment.
 
     Searching all of the scan data costs 0.8 ms per MiB, seven times its CRC-32. So a large chunk whose last FFs are all
-    stuffed counts as scan data up to its end. Were the end of the image in it, nothing behind that would stuff its FFs,
-    unless it is another JPEG, which has an end too.
+    stuffed, but for an end of image behind them, counts as scan data up to there. Were there an earlier end of image in
+    it, nothing behind that would stuff its FFs, unless it is another JPEG, which has an end too.
     """
 
     # Markers without a length (TEM, RSTn, SOI), stuffed and fill bytes are no marker to stop at.
@@ -71,22 +71,26 @@ class _JpegWalker(Walker):
         super().__init__(ended=False)
         self._scanned = False
 
-    def _is_scan_to_the_end(self, data: bytes, at: int) -> bool:
-        """Whether a sample of large ``data`` shows only scan data behind its last marker."""
+    def _skip_scan(self, data: bytes, at: int) -> int:
+        """Return up to where a sample of large ``data`` shows only scan data: to its end, or to an end of image."""
         if not self._scanned or len(data) - at < self._LARGE_CHUNK_BYTES:
-            return False
-        end = len(data)
+            return at
+        scan_end = sampled = len(data)
         for _ in range(self._SAMPLED_FFS):
-            end = data.rfind(b"\xff", at, end)
-            if end < 0:
-                return True  # there are no others
-            if data[end + 1 : end + 2] not in self._STUFFED:
-                return False
-        return True
+            sampled = data.rfind(b"\xff", at, sampled)
+            if sampled < 0:
+                return scan_end  # there are no others
+            code = data[sampled + 1 : sampled + 2]
+            if code == b"\xd9" and scan_end == len(data):
+                scan_end = sampled
+            elif code not in self._STUFFED:
+                return at
+        return scan_end
 
     def _read(self, data: bytes, at: int) -> int | None:
-        if self._is_scan_to_the_end(data, at):
-            return len(data)
+        at = self._skip_scan(data, at)
+        if at == len(data):
+            return at
         found = self._MARKER.search(data, at)
         if found is None:
             # The last byte may be the first half of a marker.

@@ -71,6 +71,14 @@ async def service(origin: Origin, **environment: str) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
+async def fresh_service(origin: Origin) -> AsyncIterator[Server]:
+    """Start the service, and let it do nothing but report its health."""
+    async with server_process(["-m", "service", "serve"], environment_for(origin)) as server:
+        await fetch(server, "health")
+        yield server
+
+
+@asynccontextmanager
 async def relay(origin: Origin) -> AsyncIterator[Server]:
     """Start the relay with the origin as its upstream."""
     async with server_process(["-m", "tests.bench.relay", origin.api_base], origin.environment) as server:
@@ -176,24 +184,20 @@ async def first_byte(folder: Path, rounds: int) -> list[str]:
 async def memory_of_one(folder: Path, load: Load) -> tuple[float, float]:
     """Return idle and most memory of a fresh process in MiB over one archive."""
     write_files(folder, load)
-    async with running_origin(folder) as origin:
-        async with server_process(["-m", "service", "serve"], environment_for(origin)) as server:
-            await fetch(server, "health")
-            idle = server.memory_bytes("VmRSS")
-            await fetch(server, ARCHIVE)
-            return idle / MIB, server.memory_bytes("VmHWM") / MIB
+    async with running_origin(folder) as origin, fresh_service(origin) as server:
+        idle = server.memory_bytes("VmRSS")
+        await fetch(server, ARCHIVE)
+        return idle / MIB, server.memory_bytes("VmHWM") / MIB
 
 
 async def slow_clients(folder: Path) -> list[str]:
     """Let many slow clients download at once."""
     write_files(folder, SLOW_LOAD)
-    async with running_origin(folder) as origin:
-        async with server_process(["-m", "service", "serve"], environment_for(origin)) as server:
-            await fetch(server, "health")
-            idle = server.memory_bytes("VmRSS")
-            rate = ("--limit-rate", SLOW_BYTES_PER_SECOND)
-            transfers = await asyncio.gather(*(fetch(server, ARCHIVE, *rate) for _ in range(SLOW_CLIENTS)))
-            above = (server.memory_bytes("VmHWM") - idle) / MIB
+    async with running_origin(folder) as origin, fresh_service(origin) as server:
+        idle = server.memory_bytes("VmRSS")
+        rate = ("--limit-rate", SLOW_BYTES_PER_SECOND)
+        transfers = await asyncio.gather(*(fetch(server, ARCHIVE, *rate) for _ in range(SLOW_CLIENTS)))
+        above = (server.memory_bytes("VmHWM") - idle) / MIB
     slowest = max(one.seconds for one in transfers)
     fastest = min(one.seconds for one in transfers)
     return [

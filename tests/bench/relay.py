@@ -1,7 +1,7 @@
 """The baseline: an aiohttp server that relays the images of the order by aiohttp's client, over the same three hops.
 
-It looks the order up, fetches five images at a time, and sends their bytes one after the other, as they came: no ZIP, no
-verification, no retry, no log. Run with ``python -m tests.bench.relay API_BASE``; prints its address.
+It looks the order up, fetches five images at a time, and sends their bytes one after the other, as they came: no ZIP,
+no verification, no retry, no log. Run with ``python -m tests.bench.relay API_BASE``; prints its address.
 """
 
 import asyncio
