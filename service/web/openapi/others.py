@@ -218,7 +218,7 @@ OPERATIONS = (
         "Operation",
         "Facts for the service's own page",
         "Public facts only.",
-        (Success(200, "The facts.", json_content(reference(PageConfig))),),
+        (Success(200, "The configuration.", json_content(reference(PageConfig))),),
     ),
     Operation(
         "get",
