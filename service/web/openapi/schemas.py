@@ -336,8 +336,8 @@ class ReadinessCheck(Exact):
     reasons: list[Literal["no_api_key", "draining", "upstream_failing"]]
 
 
-class ReasonText(Exact):
-    """A reason in plain words."""
+class ReasonMessage(Exact):
+    """The meaning of a reason, for people."""
 
     text: str
     advice: str
@@ -352,7 +352,7 @@ class PageConfig(Exact):
     wait_max_seconds: NonNegativeInt
     max_upload_files: NonNegativeInt
     max_upload_bytes: NonNegativeInt
-    reasons: dict[str, ReasonText] = Field(
+    reasons: dict[str, ReasonMessage] = Field(
         description="Meaning of each reason of a failed image, and whether a retry helps."
     )
 
