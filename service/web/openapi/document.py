@@ -17,6 +17,8 @@ archive.
 **Start here:** get an order (`GET /orders/{order_id}`), then download it (`GET /orders/{order_id}/images`).
 Previews are free and the default; `preview=false` downloads full quality and spends credits.
 
+- **Full reference.** `service/web/API.md` in the source tree has the whole HTTP reference: verification and retries,
+  faults and their effects, report and manifest, entry names.
 - **Access.** The operator decides whether an API key is required; `GET /session` shows it. Keys are sent in `X-API-Key`
   or as a bearer token, never in the URL. A link replaces a key for exactly one download.
 - **Problems.** Every error before the first byte is an `application/problem+json` document (RFC 9457) whose `type` the

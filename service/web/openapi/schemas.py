@@ -336,15 +336,15 @@ class ReadinessCheck(Exact):
     reasons: list[Literal["no_api_key", "draining", "upstream_failing"]]
 
 
-class ReasonWords(Exact):
-    """A reason in plain words."""
+class ReasonMessage(Exact):
+    """The meaning of a reason, for people."""
 
-    words: str
-    again: str
+    text: str
+    advice: str
 
 
-class PageFacts(Exact):
-    """Facts about the service that its page shows."""
+class PageConfig(Exact):
+    """What the page needs to know of the service."""
 
     version: str
     api_key_configured: bool
@@ -352,7 +352,7 @@ class PageFacts(Exact):
     wait_max_seconds: NonNegativeInt
     max_upload_files: NonNegativeInt
     max_upload_bytes: NonNegativeInt
-    reasons: dict[str, ReasonWords] = Field(
+    reasons: dict[str, ReasonMessage] = Field(
         description="Meaning of each reason of a failed image, and whether a retry helps."
     )
 
@@ -397,7 +397,7 @@ UploadForm = create_model("UploadForm", __base__=Exact, **_UPLOAD_FIELDS)
 MODELS: tuple[type[BaseModel], ...] = (
     *(Problem, Order, Receipt, ReceiptSummary, ReceiptImage, FinishedImage, NewOrder, Session, StartedSession),
     *(Credentials, LinkRequest, Link, ImageSelection, Manifest, UploadForm, Statistics, Liveness, Health),
-    *(ReadinessCheck, PageFacts, SentryIssues),
+    *(ReadinessCheck, PageConfig, SentryIssues),
 )
 
 
