@@ -1,4 +1,4 @@
-"""``make bench``: how fast the service streams, against the ceiling of its stack, and what it takes.
+"""``make bench``: throughput, CPU and memory of the service, compared with the ceiling of its stack.
 
 Every figure comes from this run: absolute times depend on the machine, the ratios are what counts. The cases are
 measured in turn, several rounds each, and medians are shown.
@@ -45,7 +45,7 @@ async def service(origin: Origin, **environment: str) -> AsyncIterator[Server]:
 
 
 async def in_turn(rounds: int, *runs: Callable[[], Awaitable[Transfer]]) -> list[list[Transfer]]:
-    """Run each in turn, ``rounds`` times, so that a machine that changes its speed changes it for all."""
+    """Run each in turn, ``rounds`` times, so that changes of the machine's speed affect all of them alike."""
     results: list[list[Transfer]] = [[] for _ in runs]
     for _ in range(rounds):
         for run, result in zip(runs, results, strict=True):
@@ -122,7 +122,7 @@ async def against_serial(folder: Path, rounds: int) -> list[str]:
 
 
 async def first_byte(folder: Path, rounds: int) -> list[str]:
-    """Compare the first byte of the ZIP with the first byte that the same requests give a client by themselves."""
+    """Compare the time to the ZIP's first byte with that of the same requests sent by the client itself."""
     write_files(folder, SMALL_IMAGES)
     async with running_origin(folder) as origin, service(origin) as ours:
         api = Server(origin.api_base, ours.pid)
@@ -139,7 +139,7 @@ async def first_byte(folder: Path, rounds: int) -> list[str]:
 
 
 async def memory_of_one(folder: Path, load: Load) -> tuple[float, float]:
-    """Return idle and most memory of a fresh process in MiB over one archive."""
+    """Return the idle and the peak memory of a new process, in MiB, for one archive."""
     write_files(folder, load)
     async with running_origin(folder) as origin:
         values = {"AUTOENHANCE_API_BASE": origin.api_base, "AUTOENHANCE_API_KEY": "benchmark", "HOST": "127.0.0.1"}

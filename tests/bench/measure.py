@@ -1,4 +1,4 @@
-"""Processes under measurement: what they take of CPU and memory while real clients download from them."""
+"""Server processes with their CPU time and memory while real clients download from them."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ LOOK_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Transfer:
-    """One download as its client saw it, and what it took of the server."""
+    """The client's measurements of one download, and the server's resources for it."""
 
     seconds: float
     first_byte_seconds: float
@@ -48,7 +48,7 @@ class Server:
         return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
 
     def memory_bytes(self, field: str) -> int:
-        """Return ``VmRSS`` (now) or ``VmHWM`` (the most so far)."""
+        """Return ``VmRSS`` (current) or ``VmHWM`` (peak)."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
         found = re.search(rf"{field}:\s+(\d+) kB", status)
         return int(found[1]) * 1024 if found else 0
@@ -82,7 +82,7 @@ async def _address(process: asyncio.subprocess.Process, output: int) -> str:
 
 
 async def fetch(server: Server, path: str = "", *curl_options: str) -> Transfer:
-    """Download with curl, a client process of its own, and throw the bytes away.
+    """Download with curl, a client process of its own, and discard the bytes.
 
     Raises:
         RuntimeError: the transfer failed or did not end cleanly.

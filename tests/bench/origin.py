@@ -55,7 +55,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Load:
-    """What the order consists of: so many images of so many bytes each."""
+    """The order's number of images and the bytes of each."""
 
     images: int
     image_bytes: int
@@ -67,7 +67,7 @@ class Load:
 
 
 def write_files(folder: Path, load: Load) -> None:
-    """Write the order, the one image that all of its images are, and a sparse body of the same size in all."""
+    """Write the order, the one file that serves as all of its images, and a sparse body of their total size."""
     images = [{"image_id": f"image-{n}", "image_name": f"{n}.jpg", "status": "processed"} for n in range(load.images)]
     order = {"order_id": ORDER_ID, "name": "Benchmark", "images": images}
     (folder / "order.json").write_text(json.dumps(order), encoding="ascii")
