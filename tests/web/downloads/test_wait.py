@@ -444,8 +444,8 @@ async def test_manifest_may_list_removed_images(sandbox: Sandbox, service: str, 
     """Images removed from the order are reported as missing, and the other images are downloaded."""
     order = sandbox.add_order([image(0), image(1, status="processing"), image(2, status="processing")])
     files = await download(client, images_url(service, order.order_id))
-    gone, ready = order.images[1], order.images[2]
-    sandbox.remove_image(gone.image_id)
+    removed, ready = order.images[1], order.images[2]
+    sandbox.remove_image(removed.image_id)
     ready.status = "processed"
     async with client.post(images_url(service, order.order_id), data=files["_manifest.json"]) as response:
         assert (response.status, response.headers["X-Total-Images"]) == (200, "2")
@@ -454,9 +454,9 @@ async def test_manifest_may_list_removed_images(sandbox: Sandbox, service: str, 
     manifest = json.loads(rest["_manifest.json"])
     assert [(one["image_id"], one["reason"]) for one in manifest["images"]] == [
         (ready.image_id, None),
-        (gone.image_id, "not_found"),
+        (removed.image_id, "not_found"),
     ]
-    assert (manifest["missing"], manifest["retry_urls"]) == ([gone.image_id], [])
+    assert (manifest["missing"], manifest["retry_urls"]) == ([removed.image_id], [])
     async with client.post(images_url(service, order.order_id), data=rest["_manifest.json"]) as response:
         problem = await response.json()
     assert (response.status, [one["reason"] for one in problem["failures"]]) == (422, ["not_found"])
