@@ -67,7 +67,7 @@ class Load:
 
 
 def write_files(folder: Path, load: Load) -> None:
-    """Write the order, the one image that all of its images are, and a sparse body of the same size in all."""
+    """Write the order, the one file that serves as all of its images, and a sparse body of their total size."""
     images = [{"image_id": f"image-{n}", "image_name": f"{n}.jpg", "status": "processed"} for n in range(load.images)]
     order = {"order_id": ORDER_ID, "name": "Benchmark", "images": images}
     (folder / "order.json").write_text(json.dumps(order), encoding="ascii")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.web.auth.guards import LINK, SESSION_COOKIE
-from service.web.openapi import downloads, others
+from service.web.openapi import download_schemas, downloads, others, schemas
 from service.web.openapi.operation import unwrapped
 from service.web.openapi.problems import PROBLEM_TYPE, problem_examples
 from service.web.openapi.schemas import Problem, component_schemas, reference
@@ -101,7 +101,7 @@ def openapi_document(version: str) -> dict[str, Any]:
         "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": component_schemas(),
+            "schemas": component_schemas([*schemas.MODELS, *download_schemas.MODELS]),
             "headers": {
                 name: {"description": words, "required": required, "schema": schema}
                 for name, (words, required, schema) in _HEADERS.items()
