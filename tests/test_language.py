@@ -65,6 +65,7 @@ PHRASES = {
 ALLOWED = (
     (r".*", r"\.tell\(\)", "the method of file objects"),
     (r".*", r"--silent", "the option of curl"),
+    (r"deploy/systemd/.*\.service", r"^Wants=", "the directive of systemd"),
     (r"tests/monitoring/test_logs\.py", r"id=\"question\"", "a question mark"),
 )
 

@@ -1,4 +1,4 @@
-"""Settings: what is there without any, how they are read, and how mistakes are told."""
+"""Settings: defaults, sources, and the report of invalid values."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from service.settings import Settings, describe_settings, load_settings
 MIB = 1024 * 1024
 
 
-def test_defaults() -> None:
-    """Without any setting the service starts: against the real API, without a key, and with its bounds."""
+def test_defaults_suffice_to_start() -> None:
+    """Without any setting the service starts, with the real API, without a key, and with its limits."""
     assert load_settings().model_dump() == {
         **load_settings().model_dump(),
         "autoenhance_api_key": None,
@@ -34,8 +34,8 @@ def test_defaults() -> None:
     }
 
 
-def test_time_outs_fit_together() -> None:
-    """A caller hears of a time-out before common proxies give up on us."""
+def test_first_byte_timeout_is_shorter_than_that_of_proxies() -> None:
+    """The client gets the service's timeout problem before the timeout of common proxies (60 s)."""
     assert load_settings().first_byte_seconds < 60
 
 
@@ -57,7 +57,9 @@ def test_time_outs_fit_together() -> None:
         pytest.param("UPSTREAM_ALLOWED_HOSTS", " , ", (), id="no_hosts"),
     ],
 )
-def test_environment(name: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_is_read_from_the_environment(
+    name: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A setting is read from the environment variable of its name."""
     monkeypatch.setenv(name, text)
     assert getattr(load_settings(), name.lower()) == value
@@ -65,14 +67,14 @@ def test_environment(name: str, text: str, value: object, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A ``.env`` file in the working directory, which is looked for again."""
+    """The path of a ``.env`` file in the working directory, which the settings read in this test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(Settings.model_config, "env_file", ".env")
     return tmp_path / ".env"
 
 
-def test_env_file(env_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``.env`` is read, also with names that are not ours in it; the environment wins over it, arguments over both."""
+def test_environment_and_arguments_override_the_env_file(env_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``.env`` may contain unknown names; the environment overrides it, and arguments override both."""
     env_file.write_text(
         "PORT=1\nHOST=a\nLOG_LEVEL=debug\nNOT_OURS=x\n# note\nUPSTREAM_ALLOWED_HOSTS=x.example,y.example\n"
     )
@@ -84,7 +86,7 @@ def test_env_file(env_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.upstream_allowed_hosts == ("x.example", "y.example")
 
 
-BAD: dict[str, list[str]] = {
+INVALID: dict[str, list[str]] = {
     "AUTOENHANCE_API_KEY": ["hush-hush\nkey", "hush-hush-ö", "hush-hush\x7f"],
     "AUTOENHANCE_API_BASE": [
         "hush-hush",
@@ -125,10 +127,10 @@ BAD: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [pytest.param(name, text, id=f"{name}-{text!a}") for name in BAD for text in BAD[name]]
+    ("name", "text"), [pytest.param(name, text, id=f"{name}-{text!a}") for name in INVALID for text in INVALID[name]]
 )
-def test_bad_value(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bad value stops the start with one line that names the setting and shows nothing of the value."""
+def test_invalid_value_is_reported_without_the_value(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invalid value fails the start with one line, which has the setting's name and nothing of the value."""
     monkeypatch.setenv(name, text)
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -140,8 +142,8 @@ def test_bad_value(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["SERVICE_API_KEYS", "SERVICE_API_KEY"])
-def test_a_caller_is_not_the_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One secret for both would make every caller the operator."""
+def test_admin_token_differs_from_service_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One secret for both would make every client an admin."""
     monkeypatch.setenv(name, "hush-hush-hush-hush:full")
     monkeypatch.setenv("ADMIN_TOKEN", "hush-hush-hush-hush")
     with pytest.raises(SettingsError) as caught:
@@ -152,8 +154,8 @@ def test_a_caller_is_not_the_operator(name: str, monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_the_original_services_key_is_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SERVICE_API_KEY stands behind SERVICE_API_KEYS and is masked in the log; one that both have is a mistake."""
+def test_service_api_key_follows_the_other_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SERVICE_API_KEY follows SERVICE_API_KEYS and is redacted in the log; a key in both is an error."""
     monkeypatch.setenv("SERVICE_API_KEY", "hush-hush-hush-hush:full")
     assert load_settings().all_service_keys() == (SecretStr("hush-hush-hush-hush:full"),)
     monkeypatch.setenv("SERVICE_API_KEYS", "key-of-a-customer-1")
@@ -168,34 +170,34 @@ def test_the_original_services_key_is_one_more(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.problems == ("SERVICE_API_KEY: Value error, a key is listed twice",)
 
 
-def test_all_mistakes_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever sets ten things wrong learns of ten mistakes, not of one after another."""
-    for name, texts in BAD.items():
+def test_invalid_settings_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error lists every invalid setting, not only the first one."""
+    for name, texts in INVALID.items():
         monkeypatch.setenv(name, texts[0])
     with pytest.raises(SettingsError) as caught:
         load_settings()
 
-    assert {problem.partition(":")[0] for problem in caught.value.problems} == set(BAD)
+    assert {problem.partition(":")[0] for problem in caught.value.problems} == set(INVALID)
     assert "hush" not in str(caught.value)
 
 
-def test_frozen() -> None:
-    """Nobody changes a setting after it was read."""
+def test_settings_are_frozen() -> None:
+    """A setting cannot be assigned."""
     settings = load_settings()
     with pytest.raises(ValidationError, match="frozen"):
         settings.port = 1  # type: ignore[misc]  # mypy knows it too
 
 
-def test_secrets_do_not_show() -> None:
-    """The settings can be printed: a secret in them is not."""
+def test_printed_settings_contain_no_secret() -> None:
+    """No representation of the settings contains a secret."""
     settings = load_settings(autoenhance_api_key="hush-hush")
 
     assert settings.autoenhance_api_key == SecretStr("hush-hush")
     assert "hush" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
 
 
-def test_description_of_every_setting() -> None:
-    """Each setting has a name as in the environment, its default in words, and a whole sentence about it."""
+def test_every_setting_is_described() -> None:
+    """Each setting has its environment variable, its default in words, and a whole sentence."""
     described = {name: (default, meaning) for name, default, meaning in describe_settings()}
 
     assert set(described) == {name.upper() for name in Settings.model_fields}
@@ -211,7 +213,7 @@ def test_description_of_every_setting() -> None:
 
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_default_of_every_setting_is_valid(name: str) -> None:
-    """A default obeys the same rules as what an operator writes."""
+    """Defaults pass the validation of configured values."""
     default = Settings.model_fields[name].default
     assert getattr(load_settings(**{name: default}), name) == default
 
@@ -219,7 +221,7 @@ def test_default_of_every_setting_is_valid(name: str) -> None:
 UNITS = ("_seconds", "_bytes", "_per_second")
 
 
-def test_units_are_in_the_names() -> None:
-    """A duration or size says in its name what it counts; a fraction makes sense only of seconds."""
-    fractions = {name for name, field in Settings.model_fields.items() if field.annotation is float}
-    assert {name for name in fractions if not name.endswith(UNITS)} == set()
+def test_float_settings_have_their_unit_in_their_name() -> None:
+    """A float setting's name ends with its unit."""
+    floats = {name for name, field in Settings.model_fields.items() if field.annotation is float}
+    assert {name for name in floats if not name.endswith(UNITS)} == set()

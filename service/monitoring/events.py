@@ -83,10 +83,10 @@ EVENTS: Mapping[str, Event] = {
         "outcome why images downloaded failed attempts bytes seconds first_byte_seconds client_blocked_seconds "
         "upstream_blocked_seconds credits_spent",
         "The end of a request for an archive, exactly one for each that `batch_archives_total` counts. `why` is null "
-        "for `complete`; the reasons for `partial`; a problem's slug for `none` and `rejected`; `nothing-missing` for "
-        "`rejected` if a manifest had no missing image (204); else `client-left`, `client-stalled`, `image-missing`, "
-        "`service-stopped`, `internal-error` or `unaccounted-images`. `first_byte_seconds` is null if there was none; "
-        "`attempts` counts the requests for images whose outcome is known.",
+        "for `complete`; the reasons for `partial`; a problem's slug for `failed` and `rejected`; `nothing-missing` "
+        "for `rejected` if a manifest had no missing image (204); else `client-left`, `client-stalled`, "
+        "`image-missing`, `service-stopped`, `internal-error` or `unaccounted-images`. `first_byte_seconds` is null if "
+        "there was none; `attempts` counts the requests for images whose outcome is known.",
     ),
     "archive.aborted": _event("warning", "detail", "A connection was aborted deliberately."),
     "archive.upstream_abandoned": _event(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 METRIC_NOTES: Mapping[str, str] = {
     "batch_archives_total": "Each request for an archive once, except HEAD. `complete`; `partial` (with a report); "
-    "`none` (images were requested, the response is an error); `aborted` (deliberately, at shutdown or by a fault of "
+    "`failed` (images were requested, the response is an error); `aborted` (deliberately, at shutdown or by a fault of "
     "the service); `client_gone` (disconnected or stalled); `rejected` (by parameters, capacity, look-up or plan). "
-    "`aborted` should not grow outside of deployments; `why` in the log explains `none` and `rejected`.",
+    "`aborted` should not grow outside of deployments; `why` in the log explains `failed` and `rejected`.",
     "batch_archives_in_progress": "The current work: archives whose images are being requested or streamed.",
     "batch_archive_slots_in_use": "Requests that hold one of the `MAX_ARCHIVES` slots, including those whose order is "
     "being looked up or has no images yet, and HEAD. Near the limit: add replicas. Far above the archives in progress: "

@@ -3,7 +3,7 @@
 A receipt's life::
 
     preparing ──set_plan──▶ preparing, with its images ──▶ streaming ──▶ ended: complete, partial, aborted, client_gone
-        └────────── rejected, or no image available ──────────────────▶ ended: rejected, none
+        └────────── rejected, or no image available ──────────────────▶ ended: rejected, failed
 
 A download rejected for lack of capacity may run on another replica: its receipt is not found here, and its id is free.
 After ``aborted`` or ``client_gone`` the same request may be repeated under the same id; its receipt replaces the

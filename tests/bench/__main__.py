@@ -182,7 +182,7 @@ async def first_byte(folder: Path, rounds: int) -> list[str]:
 
 
 async def memory_of_one(folder: Path, load: Load) -> tuple[float, float]:
-    """Return idle and most memory of a fresh process in MiB over one archive."""
+    """Return the idle and the peak memory of a new process, in MiB, for one archive."""
     write_files(folder, load)
     async with running_origin(folder) as origin, fresh_service(origin) as server:
         idle = server.memory_bytes("VmRSS")

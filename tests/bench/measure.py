@@ -48,7 +48,7 @@ class Server:
         return sum(int(thread.read_text(encoding="ascii").split()[0]) for thread in threads) / 1e9
 
     def memory_bytes(self, field: str) -> int:
-        """Return ``VmRSS`` (now) or ``VmHWM`` (the most so far)."""
+        """Return ``VmRSS`` (current) or ``VmHWM`` (peak)."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
         found = re.search(rf"{field}:\s+(\d+) kB", status)
         return int(found[1]) * 1024 if found else 0

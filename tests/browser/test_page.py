@@ -268,7 +268,7 @@ async def test_sign_in_is_required_with_keys(start_service: StartService, open_p
     page = opened.page
     await page.get_by_label("Key of the service").fill("wrong-key-of-a-visitor")
     await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
-    await expect(page.get_by_role("alert")).to_contain_text("neither a key")
+    await expect(page.get_by_role("alert")).to_contain_text("neither a service key")
     await page.get_by_label("Key of the service").fill(KEY)
     await opened.check_accessibility()
     await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
@@ -332,7 +332,7 @@ async def test_options_appear_in_command_and_link(sandboxed: str, open_page: Ope
     await page.get_by_text("The same from a terminal").click()
     wanted = f"/orders/{DEMO_ORDER_ID}/images?format=webp&quality=70&dev_mode=true"
     await expect(page.locator("#curl")).to_contain_text(wanted + '"')
-    await page.get_by_text("A link for somebody").click()
+    await page.get_by_text("A link for someone").click()
     await page.get_by_role("button", name="Make a link").click()
     await expect(page.locator("#link")).to_contain_text(wanted + "&link=")
 
@@ -361,17 +361,17 @@ async def test_invalid_field_in_a_folded_section_is_focused(sandboxed: str, open
 
 
 async def test_page_without_admin_token_offers_no_sign_in(start_service: StartService, open_page: OpenPage) -> None:
-    """Without a configured token the page offers no sign-in."""
+    """The page requires no sign-in where no token is configured."""
     page = (await visit(open_page, await start_service(allow_full_quality=False), f"/?order={DEMO_ORDER_ID}")).page
     await page.get_by_text("No order yet?").click()
     await expect(page.locator("#upload-denied")).to_contain_text("its operator has not set a token")
-    await expect(page.locator("#full-hint")).to_have_text("Spends credits: the operator allows it to nobody.")
+    await expect(page.locator("#full-hint")).to_have_text("Spends credits: the operator does not allow it.")
 
 
 async def test_problems_are_shown(start_service: StartService, open_page: OpenPage) -> None:
     """A problem is shown with title, reason and advice."""
     page = (await visit(open_page, await start_service(), "/?order=5a4d0b0c", refusals={400, 404})).page
-    await expect(page.locator("[data-problem='invalid-order-id']")).to_contain_text("Copy it whole")
+    await expect(page.locator("[data-problem='invalid-order-id']")).to_contain_text("Copy the whole id")
     await page.get_by_label("Order id").fill("5a4d0b0c-0000-4000-8000-000000000bad")
     await page.get_by_role("button", name="Show order").click()
     await expect(page.locator("[data-problem='order-not-found']")).to_contain_text("Check the id")
@@ -387,11 +387,11 @@ async def test_rejected_download_shows_the_problem(sandbox: Sandbox, sandboxed: 
     sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=404), origin="api")
     await opened.page.get_by_role("button", name="Download ZIP").click()
     await expect(opened.page.get_by_role("heading", name="Nothing could be downloaded")).to_be_visible()
-    await expect(opened.page.locator("#refusal")).to_contain_text("None of the images could be delivered")
+    await expect(opened.page.locator("#rejection")).to_contain_text("No images are available")
     await expect(opened.page.get_by_role("button", name="Try again")).to_be_visible()
 
 
-async def test_expired_session_opens_the_sign_in(start_service: StartService, open_page: OpenPage) -> None:
+async def test_expired_session_requires_sign_in(start_service: StartService, open_page: OpenPage) -> None:
     """After the session has expired, a download opens the sign-in dialog."""
     service = await start_service(service_api_keys=(SecretStr(KEY),))
     page = (await visit(open_page, service, f"/?order={DEMO_ORDER_ID}", refusals={401})).page
@@ -434,7 +434,7 @@ async def test_page_is_accessible(scheme: str, sandboxed: str, open_page: OpenPa
     await check()
     await page.get_by_label("Order id").fill(PARTIAL_ORDER_ID)
     await page.get_by_role("button", name="Show order").click()
-    for words in ("More options", "The same from a terminal", "A link for somebody"):
+    for words in ("More options", "The same from a terminal", "A link for someone"):
         await page.get_by_text(words).click()
     await page.get_by_label("Wait for images").uncheck()
     await check()
@@ -459,7 +459,7 @@ async def test_overload_is_shown(
         opened = await visit(open_page, service, f"/?order={DEMO_ORDER_ID}")
         opened.refusals = frozenset({404, 503})
         await opened.page.get_by_role("button", name="Download ZIP").click()
-        await expect(opened.page.get_by_role("heading", name="The download was refused")).to_be_visible()
+        await expect(opened.page.get_by_role("heading", name="The download was rejected")).to_be_visible()
         await expect(opened.page.get_by_text("Many downloads are running.")).to_be_visible()
         gate.release()
         await held.read()

@@ -25,16 +25,16 @@ SELDOM = ("annotation / Starts / 0",)
 # Queries that may be 0 during a busy minute of healthy archives; every other one must exceed 0 at some time in it.
 QUIET = frozenset(
     {
-        "Overview / Breakers open / 0",
-        "Upstream / UpstreamHealth / 0",
-        "Upstream / Waiting for a turn / 0",  # far below the limit of 250 requests a second
+        "Overview / Upstream failing / 0",
+        "Upstream / Upstream failing, by replica / 0",
+        "Upstream / Waiting for the rate limiter / 0",  # far below the limit of 250 requests a second
         "Clients / Waiting for clients / 0",
         "job:batch_client_blocked:ratio_rate5m",
         "Resources / Read-ahead / 0",  # held for moments only
         "instance:batch_read_ahead:ratio",
         "Resources / Garbage collections / 0",  # of the oldest generation
         "Archives / What archives wait for / 0",
-        "Uploads / Watchers / 0",
+        "Uploads / SSE connections / 0",
     }
 )
 # More than the buffers between service and client hold, so that connections break in the middle of an entry.

@@ -161,12 +161,12 @@ async def test_idle_connection_does_not_delay_the_shutdown(number: signal.Signal
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"}")
-        _, silent = await asyncio.open_connection(host, int(port))
+        _, idle = await asyncio.open_connection(host, int(port))
         async with asyncio.timeout(30):  # well below the 60 s of draining and the 75 s of an idle connection
             service.process.send_signal(number)
             assert await reader.read() == b""
             assert await service.process.wait() == 0
-        for one in (writer, silent):
+        for one in (writer, idle):
             one.close()
         await service.reading
     assert "service.draining" not in logged(service)

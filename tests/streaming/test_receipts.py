@@ -1,4 +1,4 @@
-"""Receipts: what is remembered of each archive, for how long, and what a watcher is told."""
+"""Receipts: the recorded facts of each archive, their retention, and the changes that a watcher gets."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ IMAGES = [Image(f"id-{n}", f"{n}.jpg", Readiness.READY) for n in range(3)]
 
 
 class Clock:
-    """The time of day, moved by hand."""
+    """A manual clock."""
 
     def __init__(self) -> None:
         self.moment = datetime(2026, 1, 1, tzinfo=UTC)
 
     def __call__(self) -> datetime:
-        """Return it."""
+        """Return the time."""
         return self.moment
 
 
-def filed(receipts: Receipts, archive_id: str, images: Sequence[Image] = ()) -> Receipt:
-    """Return the receipt of a new archive."""
+def registered(receipts: Receipts, archive_id: str, images: Sequence[Image] = ()) -> Receipt:
+    """Return the registered receipt of a new archive."""
     receipt = receipts.new(archive_id)
     receipts.register(receipt)
     receipt.set_plan(order_id="o", order_name="n", parameters={}, images=list(enumerate(images)), bytes_out=lambda: 7)
@@ -35,16 +35,16 @@ def filed(receipts: Receipts, archive_id: str, images: Sequence[Image] = ()) -> 
 
 
 def outcome(position: int, *, good: bool) -> Outcome:
-    """Return what became of an image."""
+    """Return the outcome of an image."""
     if good:
         return Outcome(position, IMAGES[position % 3], 1, entry=Entry(f"{position}.jpg", 5, 0xAB))
     return Outcome(position, IMAGES[position % 3], 3, failure=Failure(Reason.TIMEOUT, "too slow"))
 
 
-def test_a_receipt_tells_each_image() -> None:
-    """States, counts and facts follow what happens."""
+def test_receipt_follows_each_image() -> None:
+    """States, counts and facts follow the events of the archive."""
     receipts = Receipts(limit=10, ttl_seconds=60)
-    receipt = filed(receipts, "a", IMAGES)
+    receipt = registered(receipts, "a", IMAGES)
     receipt.response_started()
     receipt.image_finished(outcome(0, good=True))
     receipt.credit_spent()
@@ -62,11 +62,11 @@ def test_a_receipt_tells_each_image() -> None:
     assert found["ended_at"] is not None
 
 
-def test_an_id_is_taken_as_long_as_it_is_remembered() -> None:
-    """Neither a running nor a remembered archive gives its id away."""
+def test_id_is_in_use_until_its_receipt_expires() -> None:
+    """The id of an archive can be reused neither while it runs nor while its receipt is kept."""
     clock = Clock()
     receipts = Receipts(limit=10, ttl_seconds=60, now=clock)
-    receipt = filed(receipts, "a")
+    receipt = registered(receipts, "a")
     for _ in range(2):
         with pytest.raises(ArchiveIdInUse):
             receipts.register(receipts.new("a"))
@@ -75,51 +75,51 @@ def test_an_id_is_taken_as_long_as_it_is_remembered() -> None:
     receipts.register(receipts.new("a"))
 
 
-def test_a_repetition_leaves_room_for_others() -> None:
-    """The images of a receipt that was replaced do not count any more."""
+def test_replaced_receipt_does_not_count() -> None:
+    """The images of a replaced receipt do not count towards the bound."""
     receipts = Receipts(limit=1000, ttl_seconds=60)
-    filed(receipts, "other").end(ArchiveOutcome.COMPLETE, None)
+    registered(receipts, "other").end(ArchiveOutcome.COMPLETE, None)
     for _ in range(3):
-        filed(receipts, "a", [IMAGES[0]] * (MAX_ENDED_IMAGES // 2)).end(ArchiveOutcome.CLIENT_GONE, "client-left")
+        registered(receipts, "a", [IMAGES[0]] * (MAX_ENDED_IMAGES // 2)).end(ArchiveOutcome.CLIENT_GONE, "client-left")
     assert len(receipts) == 2
 
 
 @pytest.mark.parametrize("outcome", list(ArchiveOutcome))
-def test_only_what_was_broken_off_can_be_repeated(outcome: ArchiveOutcome) -> None:
-    """Every other end keeps the id."""
+def test_only_aborted_archives_can_be_repeated(outcome: ArchiveOutcome) -> None:
+    """After any other outcome the id stays in use."""
     receipts = Receipts(limit=10, ttl_seconds=60)
-    filed(receipts, "a").end(outcome, None)
+    registered(receipts, "a").end(outcome, None)
     if outcome in {ArchiveOutcome.ABORTED, ArchiveOutcome.CLIENT_GONE}:
-        again = filed(receipts, "a")
+        again = registered(receipts, "a")
         assert receipts.find("a") is again
     else:
         with pytest.raises(ArchiveIdInUse):
             receipts.register(receipts.new("a"))
 
 
-def test_who_is_refused_an_id_does_not_end_whose_it_is() -> None:
-    """The end of a request for an id that is in use changes nothing of the archive that runs under it."""
+def test_rejected_request_does_not_end_the_running_archive() -> None:
+    """The end of a request for an id in use does not affect the archive that has the id."""
     clock = Clock()
     receipts = Receipts(limit=1, ttl_seconds=60, now=clock)
-    running = filed(receipts, "a", IMAGES)
-    refused = receipts.new("a")
+    running = registered(receipts, "a", IMAGES)
+    rejected = receipts.new("a")
     with pytest.raises(ArchiveIdInUse):
-        receipts.register(refused)
-    refused.end(ArchiveOutcome.REJECTED, "archive-id-in-use")
+        receipts.register(rejected)
+    rejected.end(ArchiveOutcome.REJECTED, "archive-id-in-use")
     for name in ("b", "c"):
-        filed(receipts, name).end(ArchiveOutcome.COMPLETE, None)
+        registered(receipts, name).end(ArchiveOutcome.COMPLETE, None)
     assert receipts.find("a") is running
     clock.moment += timedelta(seconds=61)
     assert len(receipts) == 1
 
 
-def test_the_oldest_are_forgotten() -> None:
-    """Number, age and images bound what is kept; archives that run are never forgotten."""
+def test_oldest_receipts_are_evicted() -> None:
+    """Number, age and images are bounded; receipts of running archives are never evicted."""
     clock = Clock()
     receipts = Receipts(limit=2, ttl_seconds=60, now=clock)
-    running = filed(receipts, "running")
+    running = registered(receipts, "running")
     for name in ("a", "b", "c"):
-        filed(receipts, name).end(ArchiveOutcome.COMPLETE, None)
+        registered(receipts, name).end(ArchiveOutcome.COMPLETE, None)
     assert len(receipts) == 3
     with pytest.raises(ArchiveNotFound):
         receipts.find("a")
@@ -128,23 +128,23 @@ def test_the_oldest_are_forgotten() -> None:
     assert receipts.find("running") is running
 
 
-def test_images_are_bounded_in_all() -> None:
-    """Few large orders are as much as many small ones."""
+def test_total_of_images_is_bounded() -> None:
+    """A few large orders fill the bound like many small ones."""
     receipts = Receipts(limit=1000, ttl_seconds=60)
     for name in ("a", "b", "c"):
-        filed(receipts, name, [IMAGES[0]] * (MAX_ENDED_IMAGES // 2)).end(ArchiveOutcome.COMPLETE, None)
+        registered(receipts, name, [IMAGES[0]] * (MAX_ENDED_IMAGES // 2)).end(ArchiveOutcome.COMPLETE, None)
     assert len(receipts) == 2
 
 
-HAPPENINGS = st.one_of(
+EVENTS = st.one_of(
     st.tuples(st.just("writing"), st.integers(0, 5)),
     st.tuples(st.sampled_from(["downloaded", "failed"]), st.integers(0, 5)),
     st.tuples(st.sampled_from(["appeared", "streaming", "end"]), st.just(0)),
 )
 
 
-def happen(receipt: Receipt, kind: str, position: int) -> None:
-    """Let something happen to an archive."""
+def apply_event(receipt: Receipt, kind: str, position: int) -> None:
+    """Apply one event to a receipt."""
     if kind == "writing":
         if "writing" not in {one["state"] for one in receipt.snapshot()["images"]}:
             receipt.entry_opened(position % receipt.image_count)
@@ -158,17 +158,15 @@ def happen(receipt: Receipt, kind: str, position: int) -> None:
         receipt.image_finished(outcome(position % receipt.image_count, good=kind == "downloaded"))
 
 
-@given(st.lists(HAPPENINGS, max_size=30), st.lists(HAPPENINGS, max_size=30))
-def test_a_watcher_that_comes_back_misses_nothing(
-    before: list[tuple[str, int]], meanwhile: list[tuple[str, int]]
-) -> None:
-    """Changes since a version, applied to what was so then, are what is so now; each is told once, in their order."""
-    receipt = filed(Receipts(limit=1, ttl_seconds=1), "a", IMAGES)
+@given(st.lists(EVENTS, max_size=30), st.lists(EVENTS, max_size=30))
+def test_changes_since_a_version_are_complete(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> None:
+    """A snapshot plus the changes since its version is the current state; each change occurs once, in order."""
+    receipt = registered(Receipts(limit=1, ttl_seconds=1), "a", IMAGES)
     for one in before:
-        happen(receipt, *one)
+        apply_event(receipt, *one)
     version, then = receipt.version, receipt.snapshot()
-    for one in meanwhile:
-        happen(receipt, *one)
+    for one in after:
+        apply_event(receipt, *one)
     changes = receipt.since(version)
     images = {one["position"]: one for one in then.pop("images")}
     for change in changes:
@@ -186,14 +184,14 @@ def test_a_watcher_that_comes_back_misses_nothing(
     assert receipt.since(receipt.version) == []
 
 
-async def test_a_watcher_waits_for_what_is_not_there_yet() -> None:
-    """Who watches before the archive begins gets it as soon as it is there, and then what is new."""
+async def test_watcher_waits_for_registration_and_changes() -> None:
+    """A watcher may start before the archive is registered; it then wakes at the next change."""
     receipts = Receipts(limit=1, ttl_seconds=60)
     with pytest.raises(ArchiveNotFound):
         await receipts.wait_registered("a", 0)
     early = asyncio.create_task(receipts.wait_registered("a", 60))
     await asyncio.sleep(0)
-    receipt = filed(receipts, "a", IMAGES)
+    receipt = registered(receipts, "a", IMAGES)
     assert await early is receipt
     watching = asyncio.create_task(receipt.changed(receipt.version))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Whatever comes to whatever route, the answer is a documented one: no 500, a problem document for each refusal."""
+"""Fuzz every route: each response is documented, each rejection is a problem document, none is a 500."""
 
 import asyncio
 import json
@@ -23,31 +23,31 @@ from service.web.openapi.document import OPERATIONS
 from tests.archives import add_order, jpeg
 from tests.conftest import StartService
 
-KEY, ADMIN, SIGNING, NOTICE = "key-of-a-caller-to-fuzz", "token-of-the-operator", "s" * 32, "secret-of-the-webhook"
-SECRETS = tuple(secret.encode() for secret in (KEY, ADMIN, SIGNING, NOTICE))
+KEY, ADMIN, SIGNING, WEBHOOK = "key-of-a-fuzz-client", "token-of-the-operator", "s" * 32, "secret-of-the-webhook"
+SECRETS = tuple(secret.encode() for secret in (KEY, ADMIN, SIGNING, WEBHOOK))
 ORDER, UNKNOWN = "5a4d0b0c-0000-4000-8000-00000000f022", "5a4d0b0c-0000-4000-8000-00000000ffff"
 IMAGE, ARCHIVE = "5a4d0b0c-f022-4001-8000-000000000001", "5a4d0b0c-0000-4000-8000-00000000a0a0"
 ROUTES = sorted(
     {(one.method, one.resource.canonical) for one in create_app(Settings()).router.routes() if one.resource is not None}
 )
-# Any request may be answered so; what is listed with an operation comes on top.
-ANYWHERE = {"bad-request", "not-found", "method-not-allowed"}
-# What HTTP itself says of a condition or a range; these are not about what was asked for.
-OF_HTTP = {304, 412, 416}
+# Problems of any request, in addition to those of its operation.
+ROUTER_PROBLEMS = {"bad-request", "not-found", "method-not-allowed"}
+# Statuses of conditional and range requests (RFC 9110 sections 13 and 14), which need no problem document.
+HTTP_CONDITIONS = {304, 412, 416}
 EXAMPLES = 40
 
 
 @dataclass(frozen=True)
-class Sent:
-    """One request, byte by byte."""
+class RawRequest:
+    """A request as raw bytes."""
 
     method: bytes
     target: bytes
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
 
-    def wire(self) -> bytes:
-        """Return it as it is sent: the length is right, the host is given once, and the answer is the last."""
+    def encode(self) -> bytes:
+        """Return the bytes to send, with the correct length, one Host, and ``Connection: close``."""
         fields = {name.lower() for name, _ in self.headers}
         headers = [*self.headers, *([] if b"host" in fields else [(b"Host", b"localhost")]), (b"Connection", b"close")]
         if self.body:
@@ -56,7 +56,7 @@ class Sent:
         return self.method + b" " + self.target + b" HTTP/1.1\r\n" + lines + b"\r\n" + self.body
 
 
-# What has broken services before: no text, halves of characters, limits and what is beyond, markup, line ends.
+# Texts that are hard to handle: empty, unpaired surrogates, values at and beyond limits, markup, line ends.
 ODD_TEXTS = st.sampled_from(
     ["", " ", "\x00", "\ud800", "\udcff", "\u202e", "../..", "%", "%00", "'\"<script>", "0", "-1", "NaN", "1e400",
      "9" * 400, "x" * 3000, "true", "null", "a\r\nX-Evil: 1", "\uff11", "None", "[]"]
@@ -78,7 +78,7 @@ ODD_FIELDS: dict[bytes, Sequence[bytes]] = {
     b"Authorization": [b"Bearer", b"Bearer " + ADMIN.encode(), b"Basic \xff"],
     b"X-API-Key": [KEY.encode(), b"\xff"],
     b"X-Admin-Token": [ADMIN.encode(), b"\xff"],
-    b"Authentication": [NOTICE.encode(), b"\xff"],
+    b"Authentication": [WEBHOOK.encode(), b"\xff"],
     b"X-Request-ID": [b"\xff", b"a" * 200],
     b"X-Forwarded-For": [b"\xff, ::1", b","],
     b"X-Forwarded-Proto": [b"https", b"\xff"],
@@ -105,22 +105,22 @@ HEADERS = st.lists(
     max_size=4,
     unique_by=lambda field: field[0],
 )
-# With these, half of all requests get past the door.
-LET_IN = st.sampled_from([(b"X-Admin-Token", ADMIN.encode()), (b"X-API-Key", KEY.encode()), (b"Accept", b"*/*")])
+# With these, half of all requests are authenticated.
+CREDENTIALS = st.sampled_from([(b"X-Admin-Token", ADMIN.encode()), (b"X-API-Key", KEY.encode()), (b"Accept", b"*/*")])
 
-VALUES: st.SearchStrategy[Any] = st.recursive(
+JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | IDS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
-NAMES = st.sampled_from(
+JSON_NAMES = st.sampled_from(
     ["key", "parameters", "expires_in_seconds", "only", "missing", "order_id", "event", *PARAMETERS]
 )
-DOCUMENTS = st.dictionaries(NAMES, st.dictionaries(NAMES, VALUES, max_size=2) | VALUES, max_size=3).map(
-    lambda document: json.dumps(document).encode()
-)
-DEEP = st.sampled_from([b"[" * (MAX_SIGN_IN_BYTES - 1), b'{"key":' * 500, b"[" * 60_000, b"1" * 5000])
-PART_HEADS = st.sampled_from(
+JSON_BODIES = st.dictionaries(
+    JSON_NAMES, st.dictionaries(JSON_NAMES, JSON_VALUES, max_size=2) | JSON_VALUES, max_size=3
+).map(lambda document: json.dumps(document).encode())
+NESTED_BODIES = st.sampled_from([b"[" * (MAX_SIGN_IN_BYTES - 1), b'{"key":' * 500, b"[" * 60_000, b"1" * 5000])
+PART_HEADERS = st.sampled_from(
     [b'Content-Disposition: form-data; name="files"; filename="a.jpg"', b'Content-Disposition: form-data; name="name"',
      b'Content-Disposition: form-data; name="_charset_"', b"Content-Disposition: \xff",
      b"Content-Type: multipart/mixed",
@@ -130,14 +130,19 @@ PART_HEADS = st.sampled_from(
      b'Content-Disposition: form-data; name="files"; filename="a.jpg"\r\nContent-Encoding: gzip',
      b"A: b\r\n" * 200, b"A: " + b"b" * 20_000, b""]
 )  # fmt: skip
-PARTS = st.tuples(PART_HEADS, st.sampled_from([jpeg(2000), b"", b"--b", b"\r\n--b"]) | st.binary(max_size=20)).map(
+PARTS = st.tuples(PART_HEADERS, st.sampled_from([jpeg(2000), b"", b"--b", b"\r\n--b"]) | st.binary(max_size=20)).map(
     lambda part: b"--b\r\n" + part[0] + b"\r\n\r\n" + part[1] + b"\r\n"
 )
 FORMS = st.tuples(st.lists(PARTS, max_size=3), st.sampled_from([b"--b--\r\n", b"", b"--b"])).map(
     lambda form: b"".join(form[0]) + form[1]
 )
 BODIES = st.one_of(
-    st.just(b""), DOCUMENTS, DEEP, FORMS, st.binary(max_size=30), TEXTS.map(lambda text: b"key=" + _quoted(text))
+    st.just(b""),
+    JSON_BODIES,
+    NESTED_BODIES,
+    FORMS,
+    st.binary(max_size=30),
+    TEXTS.map(lambda text: b"key=" + _quoted(text)),
 )
 
 
@@ -146,7 +151,7 @@ def _quoted(text: str) -> bytes:
 
 
 def _targets(path: str) -> st.SearchStrategy[bytes]:
-    """Return addresses of a route: ids that are there and others, parameters that are known and others."""
+    """Return URLs of a route, with existing and other ids, and with known and other parameters."""
     segments: list[st.SearchStrategy[bytes]] = [
         (IDS | TEXTS).map(_quoted) if segment.startswith("{") else st.just(segment.encode())
         for segment in path.split("/")
@@ -161,79 +166,81 @@ def _targets(path: str) -> st.SearchStrategy[bytes]:
     )
 
 
-def requests(method: str, targets: st.SearchStrategy[bytes]) -> st.SearchStrategy[Sent]:
-    """Return requests to some addresses."""
-    headers = st.tuples(LET_IN, HEADERS).map(
+def requests(method: str, targets: st.SearchStrategy[bytes]) -> st.SearchStrategy[RawRequest]:
+    """Return requests to these targets."""
+    headers = st.tuples(CREDENTIALS, HEADERS).map(
         lambda parts: [*([] if parts[0][0] in dict(parts[1]) else [parts[0]]), *parts[1]]
     )
-    return st.builds(Sent, st.just(method.encode()), targets, headers, BODIES if method == "POST" else st.just(b""))
+    return st.builds(
+        RawRequest, st.just(method.encode()), targets, headers, BODIES if method == "POST" else st.just(b"")
+    )
 
 
-def exchange(port: int, wire: bytes) -> bytes:
-    """Send a request and return everything that comes until the connection ends."""
-    answer = bytearray()
+def exchange(port: int, data: bytes) -> bytes:
+    """Send a request; return all bytes until the connection ends."""
+    response = bytearray()
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(wire)
+        connection.sendall(data)
         while piece := connection.recv(1 << 16):
-            answer += piece
-    return bytes(answer)
+            response += piece
+    return bytes(response)
 
 
-def judge(sent: Sent, answer: bytes, documented: set[tuple[int, str]] | None) -> None:
-    """Fail unless an answer is one that this route may give."""
-    if answer.startswith(b"HTTP/1.1 100 "):
-        answer = answer.partition(b"\r\n\r\n")[2]
-    head, _, body = answer.partition(b"\r\n\r\n")
-    lines = head.decode("latin-1").split("\r\n")
+def check_response(request: RawRequest, response: bytes, documented: set[tuple[int, str]] | None) -> None:
+    """Fail unless the route is documented to give this response."""
+    if response.startswith(b"HTTP/1.1 100 "):
+        response = response.partition(b"\r\n\r\n")[2]
+    header, _, body = response.partition(b"\r\n\r\n")
+    lines = header.decode("latin-1").split("\r\n")
     status = int(lines[0].split(" ")[1])
     fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
     event(f"{status}")
     assert "x-evil" not in fields
     assert fields["x-content-type-options"] == "nosniff"
-    assert not any(secret in answer for secret in SECRETS)
-    if status < 400 or status in OF_HTTP:
+    assert not any(secret in response for secret in SECRETS)
+    if status < 400 or status in HTTP_CONDITIONS:
         return
-    assert fields["content-type"].startswith("application/problem+json"), answer
-    if sent.method == b"HEAD":
+    assert fields["content-type"].startswith("application/problem+json"), response
+    if request.method == b"HEAD":
         assert status < 500 or (documented and status in {one for one, _ in documented})
         return
     problem = json.loads(body)
     slug = problem["type"].removeprefix("/problems/")
     assert problem["status"] == status
-    assert slug in ANYWHERE or documented is None or (status, slug) in documented, answer
-    assert status < 500 or documented, answer
+    assert slug in ROUTER_PROBLEMS or documented is None or (status, slug) in documented, response
+    assert status < 500 or documented, response
 
 
 @pytest.fixture
-async def fuzzed(
+async def fuzz(
     sandbox: Sandbox, start_service: StartService, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[st.SearchStrategy[Sent], set[tuple[int, str]] | None], Any]:
-    """Return what sends many requests to a service with keys, an operator and links, and judges its answers."""
+) -> Callable[[st.SearchStrategy[RawRequest], set[tuple[int, str]] | None], Any]:
+    """Return a function that sends many requests to a service with all secrets, and checks the responses."""
     monkeypatch.setattr(events, "APPEARANCE_SECONDS", 0.01)
     order = add_order(sandbox, [300, 200], "Fuzzed")
     order.images[0].image_id, sandbox.orders[ORDER] = IMAGE, order
     service = await start_service(
         service_api_keys=(SecretStr(KEY),), admin_token=SecretStr(ADMIN), signing_keys=(SecretStr(SIGNING),),
-        webhook_secret=SecretStr(NOTICE), allowed_origins=("https://app.example.com",), trusted_proxy_hops=1,
+        webhook_secret=SecretStr(WEBHOOK), allowed_origins=("https://app.example.com",), trusted_proxy_hops=1,
         auth_failures_per_minute=1_000_000, wait_max_seconds=0, client_stall_seconds=5, image_attempts=1,
     )  # fmt: skip
     port = urlsplit(service).port
     assert port is not None
 
-    async def fuzz(strategy: st.SearchStrategy[Sent], documented: set[tuple[int, str]] | None) -> None:
+    async def run(strategy: st.SearchStrategy[RawRequest], documented: set[tuple[int, str]] | None) -> None:
         @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
         @given(strategy)
-        def attempt(sent: Sent) -> None:
-            judge(sent, exchange(port, sent.wire()), documented)
+        def attempt(request: RawRequest) -> None:
+            check_response(request, exchange(port, request.encode()), documented)
 
-        # Hypothesis waits for each answer; the service runs in this loop.
+        # Hypothesis blocks for each response; the service runs in this event loop.
         await asyncio.to_thread(attempt)
 
-    return fuzz
+    return run
 
 
 def documented_problems(method: str, path: str) -> set[tuple[int, str]] | None:
-    """Return the problems that the description lists for a route; ``None`` if it does not describe it."""
+    """Return the problems documented for a route; ``None`` if the route is not documented."""
     found = [one for one in OPERATIONS if (one.method, one.path) == (method.lower(), path)]
     if not found and method == "HEAD":
         return documented_problems("GET", path)
@@ -241,14 +248,14 @@ def documented_problems(method: str, path: str) -> set[tuple[int, str]] | None:
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES, ids=lambda text: text)
-async def test_every_route_answers_as_documented(method: str, path: str, fuzzed: Any) -> None:
-    """No header, parameter, id or body, however odd, brings an answer that is not in the description."""
-    await fuzzed(requests(method, _targets(path)), documented_problems(method, path))
+async def test_route_responds_as_documented(method: str, path: str, fuzz: Any) -> None:
+    """No header, parameter, id or body causes an undocumented response."""
+    await fuzz(requests(method, _targets(path)), documented_problems(method, path))
 
 
-async def test_no_path_or_method_is_a_fault(fuzzed: Any) -> None:
-    """Paths and methods that do not exist are told so."""
-    anything = TEXTS.map(lambda text: b"/" + _quoted(text)) | st.sampled_from(
+async def test_unknown_path_or_method_is_a_problem(fuzz: Any) -> None:
+    """Unknown paths and methods get a problem document."""
+    targets = TEXTS.map(lambda text: b"/" + _quoted(text)) | st.sampled_from(
         [
             b"*",
             b"//evil.example/",
@@ -259,9 +266,9 @@ async def test_no_path_or_method_is_a_fault(fuzzed: Any) -> None:
         ]
     )
     methods = st.sampled_from(["GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "GEt"])
-    await fuzzed(methods.flatmap(lambda method: requests(method, anything)), None)
+    await fuzz(methods.flatmap(lambda method: requests(method, targets)), None)
 
 
-def test_the_fuzzed_order_is_no_order_of_the_sandbox() -> None:
-    """What is changed for these tests is theirs."""
+def test_fuzzed_order_differs_from_the_fixed_orders() -> None:
+    """The tests do not modify a fixed order of the sandbox."""
     assert ORDER not in {DEMO_ORDER_ID, EMPTY_ORDER_ID}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.web.auth.guards import LINK, SESSION_COOKIE
-from service.web.openapi import downloads, others
+from service.web.openapi import download_schemas, downloads, others, schemas
 from service.web.openapi.operation import unwrapped
 from service.web.openapi.problems import PROBLEM_TYPE, problem_examples
 from service.web.openapi.schemas import Problem, component_schemas, reference
@@ -17,6 +17,8 @@ archive.
 **Start here:** get an order (`GET /orders/{order_id}`), then download it (`GET /orders/{order_id}/images`).
 Previews are free and the default; `preview=false` downloads full quality and spends credits.
 
+- **Full reference.** `service/web/API.md` in the source tree has the whole HTTP reference: verification and retries,
+  faults and their effects, report and manifest, entry names.
 - **Access.** The operator decides whether an API key is required; `GET /session` shows it. Keys are sent in `X-API-Key`
   or as a bearer token, never in the URL. A link replaces a key for exactly one download.
 - **Problems.** Every error before the first byte is an `application/problem+json` document (RFC 9457) whose `type` the
@@ -99,7 +101,7 @@ def openapi_document(version: str) -> dict[str, Any]:
         "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": component_schemas(),
+            "schemas": component_schemas([*schemas.MODELS, *download_schemas.MODELS]),
             "headers": {
                 name: {"description": words, "required": required, "schema": schema}
                 for name, (words, required, schema) in _HEADERS.items()

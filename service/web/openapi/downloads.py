@@ -40,6 +40,17 @@ from service.errors import (
     UpstreamUnauthorized,
 )
 from service.web.downloads.archive import TRAILERS
+from service.web.openapi.download_schemas import (
+    FinishedImage,
+    ImageSelection,
+    Link,
+    LinkRequest,
+    Manifest,
+    Order,
+    Receipt,
+    ReceiptImage,
+    ReceiptSummary,
+)
 from service.web.openapi.operation import KEY, KEY_OR_LINK, Operation, Success, json_content
 from service.web.openapi.parameters import (
     ARCHIVE_ID,
@@ -50,18 +61,7 @@ from service.web.openapi.parameters import (
     header_parameter,
     path_parameter,
 )
-from service.web.openapi.schemas import (
-    FinishedImage,
-    ImageSelection,
-    Link,
-    LinkRequest,
-    Manifest,
-    Order,
-    Receipt,
-    ReceiptImage,
-    ReceiptSummary,
-    reference,
-)
+from service.web.openapi.schemas import reference
 from service.web.orders.thumbnails import MAX_WIDTH_PIXELS
 
 HERE = "http://localhost:8000"

@@ -33,7 +33,7 @@ from service.web.openapi.schemas import (
     Health,
     Liveness,
     NewOrder,
-    PageFacts,
+    PageConfig,
     ReadinessCheck,
     SentryIssues,
     Session,
@@ -214,11 +214,11 @@ OPERATIONS = (
     Operation(
         "get",
         "/api/page",
-        "getPageFacts",
+        "getPageConfig",
         "Operation",
         "Facts for the service's own page",
         "Public facts only.",
-        (Success(200, "The facts.", json_content(reference(PageFacts))),),
+        (Success(200, "The configuration.", json_content(reference(PageConfig))),),
     ),
     Operation(
         "get",

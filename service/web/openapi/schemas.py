@@ -1,31 +1,27 @@
-"""Bodies of requests and responses as pydantic models, and the component schemas made of them.
+"""Request and response bodies as pydantic models, and the component schemas generated from them.
 
 The models describe; they do not run. Handlers build their documents without them, and the tests validate every real
-response. All are exact: an unknown key fails.
+response. All are exact: an unknown key fails. ``download_schemas`` has the models of orders, downloads and links.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AnyUrl,
     AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveInt,
     WithJsonSchema,
     create_model,
 )
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from service.archive.summary import OrderStatus
 from service.errors import PROBLEM_BASE, concrete_errors
-from service.model import ArchiveOutcome, Readiness, Reason
-from service.streaming.receipts import DOWNLOADED, FAILED, PREPARING, STREAMING, WAITING, WRITING
+from service.model import Reason
 from service.web.auth.credentials import Role
 from service.web.uploads.create_order import ENHANCEMENT_OPTIONS, MAX_ORDER_NAME_CHARACTERS, REJECTION_DETAILS
 from service.web.uploads.form_parts import FILES, ORDER_NAME
@@ -35,19 +31,16 @@ _REFERENCE = "#/components/schemas/{model}"
 ABSENT: Any = None
 
 
-def _one_of(words: Iterable[str]) -> WithJsonSchema:
+def one_of(words: Iterable[str]) -> WithJsonSchema:
+    """Return the schema of a string that is one of these words."""
     return WithJsonSchema({"type": "string", "enum": list(words)})
 
 
 Uuid = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
-ReasonText = Annotated[str, _one_of(reason.value for reason in Reason)]
-_UploadReason = Annotated[str, _one_of([*REJECTION_DETAILS, *(reason.value for reason in Reason)])]
-_ReadinessText = Annotated[str, _one_of(one.value for one in Readiness)]
-_StatusText = Annotated[str, _one_of(one.value for one in OrderStatus)]
-_RoleText = Annotated[str, _one_of(role.word for role in Role)]
-_ArchiveState = Annotated[str, _one_of([PREPARING, STREAMING, *(one.value for one in ArchiveOutcome)])]
-_ImageState = Annotated[str, _one_of([WAITING, WRITING, DOWNLOADED, FAILED])]
-_ProblemType = Annotated[str, _one_of(PROBLEM_BASE + error.slug for error in concrete_errors())]
+ReasonValue = Annotated[str, one_of(reason.value for reason in Reason)]
+_UploadReason = Annotated[str, one_of([*REJECTION_DETAILS, *(reason.value for reason in Reason)])]
+_RoleText = Annotated[str, one_of(role.word for role in Role)]
+_ProblemType = Annotated[str, one_of(PROBLEM_BASE + error.slug for error in concrete_errors())]
 
 
 class Exact(BaseModel):
@@ -61,7 +54,7 @@ class FailedImage(Exact):
 
     image_id: str
     name: str
-    reason: ReasonText
+    reason: ReasonValue
     detail: str
     upstream_status: int | None
 
@@ -87,7 +80,7 @@ class Problem(Exact):
     instance: str = Field(description="`urn:request:` and the id of the request.")
     parameter: str = Field(ABSENT, description="The query parameter that is wrong.")
     image_id: str = Field(ABSENT, description="The image id that the order does not have.")
-    reason: ReasonText = Field(ABSENT, description="Why the thumbnail is not available.")
+    reason: ReasonValue = Field(ABSENT, description="Why the thumbnail is not available.")
     upstream_status: int | None = Field(ABSENT, description="Status of the API's or the storage's response.")
     allowed: list[str] = Field(ABSENT, description="Methods that the path supports.")
     credits: int = Field(ABSENT, description="Images that the download would buy.")
@@ -106,111 +99,6 @@ class Problem(Exact):
         "Another replica may have accepted it.",
     )
     missing: list[str] = Field(ABSENT, description="Settings that are not set.")
-
-
-class OrderImage(Exact):
-    """An image of an order before the download."""
-
-    position: NonNegativeInt = Field(description="Position in the order, from 0.")
-    image_id: str
-    name: str = Field(description="Name chosen by the uploader.")
-    entry: str = Field(description="Name in the archive; the extension follows the real type.")
-    readiness: _ReadinessText
-    reason: ReasonText | None
-    detail: str | None
-    status: str | None = Field(description="Status word of the API.")
-    paid: bool = Field(description="Whether it has been bought in full quality.")
-
-
-class OrderCounts(Exact):
-    """Number of images by readiness."""
-
-    total: NonNegativeInt
-    ready: NonNegativeInt
-    not_ready: NonNegativeInt
-    failed: NonNegativeInt
-    expired: NonNegativeInt
-
-
-class OrderCredits(Exact):
-    """Credits that downloads of the order would spend."""
-
-    to_buy: NonNegativeInt = Field(description="Images that a download with these parameters would buy.")
-    full_quality: NonNegativeInt = Field(description="Images that a download in full quality would buy.")
-    paid: NonNegativeInt = Field(description="Images that have been bought.")
-
-
-class Order(Exact):
-    """An order before the download."""
-
-    order_id: Uuid
-    name: str
-    status: _StatusText = Field(
-        description="`ready`: every image. `partial`: some, and no more will follow. `busy`: more may follow. "
-        "`failed`: none, and none will follow. `empty`: no images."
-    )
-    busy: bool
-    archive_name: str = Field(description="File name of the archive.")
-    counts: OrderCounts
-    credits: OrderCredits
-    images: list[OrderImage]
-    download: str = Field(description="URL of the download with these parameters.")
-
-
-class _ArchiveCounts(Exact):
-    total: NonNegativeInt
-    downloaded: NonNegativeInt
-    failed: NonNegativeInt
-    bytes: NonNegativeInt = Field(description="Bytes of the archive so far.")
-    credits_spent: NonNegativeInt
-
-
-class _AnyProblem(BaseModel):
-    type: str
-    title: str
-    status: int
-    detail: str
-
-
-class ReceiptSummary(_ArchiveCounts):
-    """A receipt without the single images."""
-
-    archive_id: Uuid
-    state: _ArchiveState
-    why: str | None = Field(description="Why it ended, unless complete.")
-    problem: _AnyProblem | None = Field(description="The problem response, if any.")
-    order_id: str | None
-    order_name: str | None
-    parameters: dict[str, str]
-    started_at: AwareDatetime
-    ended_at: AwareDatetime | None
-
-
-class ReceiptImage(Exact):
-    """The outcome of one image."""
-
-    position: NonNegativeInt
-    image_id: str
-    name: str
-    state: _ImageState
-    attempts: NonNegativeInt
-    entry: str | None = Field(description="Name in the archive.")
-    size: NonNegativeInt | None
-    crc32: Annotated[str, Field(pattern="^[0-9a-f]{8}$")] | None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(description="With `manifest=always`.")
-    reason: ReasonText | None
-    detail: str | None
-    finished_at: AwareDatetime | None
-
-
-class Receipt(ReceiptSummary):
-    """A download so far."""
-
-    images: list[ReceiptImage]
-
-
-class FinishedImage(ReceiptImage, _ArchiveCounts):
-    """The outcome of one image, with the counts of the archive."""
 
 
 class NewOrder(Exact):
@@ -246,35 +134,6 @@ class Credentials(Exact):
     """The key to sign in with."""
 
     key: str = Field(json_schema_extra={"format": "password"})
-
-
-class LinkRequest(Exact):
-    """The parameters and lifetime of a link."""
-
-    parameters: dict[str, Any] = Field(
-        ABSENT, description="Query parameters of the download, such as `quality`. Not `archive_id`."
-    )
-    expires_in_seconds: PositiveInt = Field(ABSENT, description="Default: one day.")
-
-
-class Link(Exact):
-    """A signed link."""
-
-    url: AnyUrl
-    expires_at: AwareDatetime
-
-
-class ImageSelection(Exact):
-    """A list of images to download."""
-
-    only: list[str] = Field(min_length=1)
-
-
-class Manifest(BaseModel):
-    """The manifest of an earlier archive; only these members are read."""
-
-    missing: list[str]
-    order_id: str = ABSENT
 
 
 class InProgress(Exact):
@@ -336,15 +195,15 @@ class ReadinessCheck(Exact):
     reasons: list[Literal["no_api_key", "draining", "upstream_failing"]]
 
 
-class ReasonWords(Exact):
-    """A reason in plain words."""
+class ReasonMessage(Exact):
+    """The meaning of a reason, for people."""
 
-    words: str
-    again: str
+    text: str
+    advice: str
 
 
-class PageFacts(Exact):
-    """Facts about the service that its page shows."""
+class PageConfig(Exact):
+    """What the page needs to know of the service."""
 
     version: str
     api_key_configured: bool
@@ -352,7 +211,7 @@ class PageFacts(Exact):
     wait_max_seconds: NonNegativeInt
     max_upload_files: NonNegativeInt
     max_upload_bytes: NonNegativeInt
-    reasons: dict[str, ReasonWords] = Field(
+    reasons: dict[str, ReasonMessage] = Field(
         description="Meaning of each reason of a failed image, and whether a retry helps."
     )
 
@@ -380,7 +239,7 @@ class SentryIssues(Exact):
 
 def _choice(words: Iterable[str]) -> Any:
     choices = list(words)
-    return bool if set(choices) == {"true", "false"} else Annotated[str, _one_of(choices)]
+    return bool if set(choices) == {"true", "false"} else Annotated[str, one_of(choices)]
 
 
 _Photo = Annotated[str, WithJsonSchema({"type": "string", "format": "binary", "contentMediaType": "image/jpeg"})]
@@ -395,9 +254,8 @@ _UPLOAD_FIELDS: dict[str, Any] = {
 UploadForm = create_model("UploadForm", __base__=Exact, **_UPLOAD_FIELDS)
 
 MODELS: tuple[type[BaseModel], ...] = (
-    *(Problem, Order, Receipt, ReceiptSummary, ReceiptImage, FinishedImage, NewOrder, Session, StartedSession),
-    *(Credentials, LinkRequest, Link, ImageSelection, Manifest, UploadForm, Statistics, Liveness, Health),
-    *(ReadinessCheck, PageFacts, SentryIssues),
+    *(Problem, NewOrder, Session, StartedSession, Credentials, UploadForm, Statistics, Liveness, Health),
+    *(ReadinessCheck, PageConfig, SentryIssues),
 )
 
 
@@ -418,10 +276,10 @@ class _ComponentSchemas(GenerateJsonSchema):
         return super().default_schema(schema)
 
 
-def component_schemas() -> dict[str, Any]:
-    """Return the schemas of all models, by name."""
+def component_schemas(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    """Return the schemas of models and of the models that they refer to, by name."""
     _, document = models_json_schema(
-        [(model, "validation") for model in MODELS], ref_template=_REFERENCE, schema_generator=_ComponentSchemas
+        [(model, "validation") for model in models], ref_template=_REFERENCE, schema_generator=_ComponentSchemas
     )
     schemas: dict[str, Any] = document["$defs"]
     return schemas

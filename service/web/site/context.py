@@ -22,7 +22,7 @@ class SiteContext:
     def create(cls, version: str, **config: object) -> Self:
         """Build the documents; ``config`` is public, and goes to the page as it is."""
         reasons = {
-            reason.value: {"words": words, "again": again.value} for reason, (words, again) in PLAIN_WORDS.items()
+            reason.value: {"text": text, "advice": advice.value} for reason, (text, advice) in PLAIN_WORDS.items()
         }
         return cls(
             page_config={"version": version, **config, "reasons": reasons},

@@ -3,21 +3,19 @@
 The page is Swagger UI, vendored: it loads nothing from other hosts, and no URL makes it show another document.
 """
 
-from pathlib import Path
-
 from aiohttp import web
 
 from service.errors import NotFound
 from service.web.site.context import SITE
+from service.web.site.page import STATIC
 
-_STATIC = Path(__file__).parent / "static"
-_PAGE = _STATIC / "docs" / "index.html"
-VENDORED = _STATIC / "vendor" / "swagger-ui-5.35.0"
+_PAGE = STATIC / "docs" / "index.html"
+VENDORED = STATIC / "vendor" / "swagger-ui-5.35.0"
 # The page's files by the last segment of their URLs: no other file can be requested. A URL with a version in it never
 # changes its content.
 ASSETS = {
-    "docs.js": _STATIC / "docs" / "docs.js",
-    "docs.css": _STATIC / "docs" / "docs.css",
+    "docs.js": STATIC / "docs" / "docs.js",
+    "docs.css": STATIC / "docs" / "docs.css",
     "swagger-ui-5.35.0.js": VENDORED / "swagger-ui-bundle.js",
     "swagger-ui-5.35.0.css": VENDORED / "swagger-ui.css",
 }

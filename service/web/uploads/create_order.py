@@ -4,7 +4,8 @@ One request, one photo at a time: it is spooled to disk, checked, registered and
 one read. A client that disconnects cancels the handler, which deletes its temporary file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,7 @@ log = structlog.get_logger(__name__)
 async def create_order(request: web.Request) -> web.Response:
     """Create an order from the photos of a multipart form."""
     context = request.app[UPLOADS]
-    require_admin(request)
-    upstream = require_upstream(context.upstream)
-    with context.admission.admit():
-        upload = _OrderUpload(upstream, context.metrics)
+    with _admitted_upload(request) as upload:
         form = FormParts(
             request, max_file_bytes=context.max_file_bytes, idle_timeout_seconds=context.client_stall_seconds
         )
@@ -63,15 +61,21 @@ async def create_order(request: web.Request) -> web.Response:
 
 async def create_sample_order(request: web.Request) -> web.Response:
     """Create an order from the sample photos of the service."""
-    context = request.app[UPLOADS]
-    require_admin(request)
-    upstream = require_upstream(context.upstream)
-    with context.admission.admit():
-        upload = _OrderUpload(upstream, context.metrics)
+    with _admitted_upload(request) as upload:
         upload.name = SAMPLE_ORDER_NAME
         for path in sorted(SAMPLES.glob("*.jpg")):
             await upload.add_file(SpooledFile(path.name, path.stat().st_size, None, path))
         return upload.response()
+
+
+@contextmanager
+def _admitted_upload(request: web.Request) -> Iterator["_OrderUpload"]:
+    """Hold one of the MAX_CONCURRENT_UPLOADS slots for a new order of the operator."""
+    context = request.app[UPLOADS]
+    require_admin(request)
+    upstream = require_upstream(context.upstream)
+    with context.admission.admit():
+        yield _OrderUpload(upstream, context.metrics)
 
 
 async def _read_form(upload: "_OrderUpload", form: FormParts, *, max_files: int) -> None:

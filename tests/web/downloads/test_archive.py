@@ -1,4 +1,4 @@
-"""The archive of an order over real sockets, the sandbox answering for the upstream."""
+"""Downloads of archives over real sockets, with the sandbox as the upstream."""
 
 import asyncio
 import hashlib
@@ -30,8 +30,10 @@ from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, ZipReader
 BROKEN = Fault(Kind.STATUS, status=404)
 
 
-async def test_demo_order_arrives_bit_exact(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """Every image of an order with awkward names is in the archive, as the storage served it, and nothing else."""
+async def test_archive_has_every_image_bit_for_bit(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """The archive has every image of an order with awkward names, as the storage served it, and nothing else."""
     found = await download(client, images_url(service, DEMO_ORDER_ID))
     served = [sandbox.body(image.image_id) for image in sandbox.orders[DEMO_ORDER_ID].images]
     assert sorted(found.values()) == sorted(served)
@@ -39,14 +41,14 @@ async def test_demo_order_arrives_bit_exact(sandbox: Sandbox, service: str, clie
 
 
 @pytest.mark.parametrize("reader", CENTRAL_DIRECTORY_READERS)
-async def test_every_unzip_program_reads_it(
+async def test_unzip_program_reads_the_archive(
     reader: ZipReader,
     sandbox: Sandbox,
     service: str,
     client: aiohttp.ClientSession,
     tmp_path: Path,
 ) -> None:
-    """The archive of a partly failed order opens everywhere, with the same names and bytes."""
+    """Every program reads the archive of a partly failed order with the same names and bytes."""
     async with client.get(images_url(service, PARTIAL_ORDER_ID)) as response:
         data = await response.read()
     path = tmp_path / "images.zip"
@@ -57,10 +59,10 @@ async def test_every_unzip_program_reads_it(
     assert sorted(images_in(found).values()) == sorted(sandbox.body(image.image_id) for image in ready)
 
 
-async def test_bytes_come_before_the_last_image_is_asked_for(
+async def test_archive_streams_before_the_last_image_is_requested(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """Half an image is with the client before its other half has left the storage, and the last is not asked for."""
+    """The client gets half of an image before the storage sends the rest, and before the last image is requested."""
     order = add_order(sandbox, [400_000] * 10)
     first, last = order.images[0], order.images[-1]
     gate = sandbox.faults.pause(first.image_id, after_bytes=200_000)
@@ -80,10 +82,10 @@ async def test_bytes_come_before_the_last_image_is_asked_for(
     ]
 
 
-async def test_slow_image_does_not_hold_up_the_others(
+async def test_slow_image_does_not_delay_the_others(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """The next entry is the first whose bytes are in hand; names keep to the order's positions."""
+    """The next entry is the first image with buffered bytes; names follow the positions in the order."""
     order = add_order(sandbox, [1000] * 4)
     gate = sandbox.faults.pause(order.images[0].image_id, origin="storage")
     async with client.get(images_url(service, order.order_id)) as response:
@@ -93,9 +95,9 @@ async def test_slow_image_does_not_hold_up_the_others(
     assert list(entries(received)) == ["1.jpg", "2.jpg", "3.jpg", "0.jpg"]
 
 
-async def test_api_key_reaches_the_api_alone(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """The storage never sees the key, nor what identifies our caller; the API sees both."""
-    async with client.get(images_url(service, DEMO_ORDER_ID), headers={"X-Request-ID": "caller-7"}) as response:
+async def test_api_key_is_sent_to_the_api_only(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """API key and request id are sent to the API, and neither of them to the storage."""
+    async with client.get(images_url(service, DEMO_ORDER_ID), headers={"X-Request-ID": "client-7"}) as response:
         await response.read()
     at_storage = [record for record in sandbox.requests if record.origin == "storage"]
     at_api = [record for record in sandbox.requests if record.origin == "api"]
@@ -104,17 +106,17 @@ async def test_api_key_reaches_the_api_alone(sandbox: Sandbox, service: str, cli
     assert sandbox.key_leaks == []
     assert not any({"x-api-key", "x-request-id"} & {name.lower() for name in one.headers} for one in at_storage)
     assert {(one.headers["x-api-key"], one.headers["X-Request-ID"]) for one in at_api} == {
-        (sandbox.api_key, "caller-7")
+        (sandbox.api_key, "client-7")
     }
 
 
-async def test_options_reach_the_api(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """Every rendering parameter is passed on as given, and preview is always said."""
+async def test_options_are_sent_to_the_api(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Rendering parameters are passed on unchanged, and ``preview`` is always sent."""
     order = add_order(sandbox, [500])
     query = "?format=png&quality=80&max_width=300&scale=0.5&watermark=false&finetune=true&dev_mode=true"
     await download(client, images_url(service, order.order_id, query))
-    (asked,) = sandbox.requests_for(order.images[0].image_id, "api")
-    assert dict(asked.query) == {
+    (request,) = sandbox.requests_for(order.images[0].image_id, "api")
+    assert dict(request.query) == {
         "preview": "true",
         "format": "png",
         "quality": "80",
@@ -123,14 +125,14 @@ async def test_options_reach_the_api(sandbox: Sandbox, service: str, client: aio
         "watermark": "false",
         "finetune": "true",
     }
-    assert asked.headers["x-dev-mode"] == "true"
+    assert request.headers["x-dev-mode"] == "true"
 
 
 @pytest.mark.parametrize(("form", "extension"), [("png", "png"), ("webp", "webp"), ("avif", "avif"), ("jxl", "jxl")])
-async def test_formats(
+async def test_format_determines_the_extension(
     form: str, extension: str, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """Each format arrives under its own extension."""
+    """Each format has its own extension."""
     if form not in sandbox.formats:
         pytest.skip(f"no {form} encoder is installed")
     only = sandbox.orders[DEMO_ORDER_ID].images[0].image_id
@@ -138,14 +140,16 @@ async def test_formats(
     assert found == {f"living room.{extension}": sandbox.body(only, form)}
 
 
-async def test_extension_follows_the_real_type(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def test_extension_follows_the_detected_format(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
     """A JPEG called .png by its uploader, and by its Content-Type, is a .jpg in the archive."""
     order = sandbox.add_order([SandboxImage("plan.png", body=jpeg(900), content_type="image/png")])
     assert await download(client, images_url(service, order.order_id)) == {"plan.jpg": jpeg(900)}
 
 
-async def test_headers(service: str, client: aiohttp.ClientSession) -> None:
-    """The response says what it is, and keeps proxies from holding it back or changing it."""
+async def test_response_headers(service: str, client: aiohttp.ClientSession) -> None:
+    """The response describes the archive, and forbids proxies to buffer or to transform it."""
     async with client.get(images_url(service, DEMO_ORDER_ID)) as response:
         await response.read()
     headers = response.headers
@@ -164,7 +168,7 @@ async def test_headers(service: str, client: aiohttp.ClientSession) -> None:
 
 
 async def raw_exchange(service: str, target: str, version: str = "1.1") -> bytes:
-    """Send a request over a bare socket and return all that comes back."""
+    """Send a request over a raw socket and return all bytes of the response."""
     host, port = service.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {target} HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
@@ -175,22 +179,22 @@ async def raw_exchange(service: str, target: str, version: str = "1.1") -> bytes
         await writer.wait_closed()
 
 
-async def test_trailers_on_the_wire(service: str) -> None:
-    """Behind the last chunk stand the trailers, with the truth about the archive (RFC 9112 section 7.1.2)."""
-    answer = await raw_exchange(service, f"/orders/{PARTIAL_ORDER_ID}/images")
-    assert answer.endswith(b"\r\n0\r\nX-Downloaded: 3\r\nX-Failed: 4\r\n\r\n")
+async def test_trailers_follow_the_last_chunk(service: str) -> None:
+    """Trailers with the counts of the archive follow the last chunk (RFC 9112 section 7.1.2)."""
+    response = await raw_exchange(service, f"/orders/{PARTIAL_ORDER_ID}/images")
+    assert response.endswith(b"\r\n0\r\nX-Downloaded: 3\r\nX-Failed: 4\r\n\r\n")
 
 
-async def test_http_1_0_gets_a_whole_archive_without_chunks(service: str, sandbox: Sandbox) -> None:
-    """A caller that knows no chunks gets the archive, ended by the end of the connection."""
-    answer = await raw_exchange(service, f"/orders/{DEMO_ORDER_ID}/images", version="1.0")
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"chunked" not in head
+async def test_http_1_0_gets_an_archive_without_chunks(service: str, sandbox: Sandbox) -> None:
+    """An HTTP/1.0 client gets the archive without chunks, delimited by the end of the connection."""
+    response = await raw_exchange(service, f"/orders/{DEMO_ORDER_ID}/images", version="1.0")
+    header, _, body = response.partition(b"\r\n\r\n")
+    assert b"chunked" not in header
     assert len(entries(body)) == len(sandbox.orders[DEMO_ORDER_ID].images)
 
 
-async def test_head_opens_no_image(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """HEAD gives status and headers of the download, for one look at the order."""
+async def test_head_requests_no_image(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """HEAD has the status and headers of the download, and costs one order look-up."""
     async with client.head(images_url(service, DEMO_ORDER_ID, "?preview=false")) as response:
         assert response.status == 200
         assert response.headers["X-Total-Images"] == "14"
@@ -199,15 +203,15 @@ async def test_head_opens_no_image(sandbox: Sandbox, service: str, client: aioht
     assert sandbox.credits_spent == 0
 
 
-async def test_head_of_a_bad_request(service: str, client: aiohttp.ClientSession) -> None:
-    """HEAD answers an error with its status, without a body."""
+async def test_head_of_an_invalid_request_has_no_body(service: str, client: aiohttp.ClientSession) -> None:
+    """HEAD of an invalid request has the error's status and no body."""
     async with client.head(images_url(service, DEMO_ORDER_ID, "?format=tiff")) as response:
         assert response.status == 400
         assert await response.read() == b""
 
 
-async def test_partial_order_is_reported(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """What cannot be had is named with its reason in report and manifest, with the URL for exactly these."""
+async def test_partial_order_has_a_report(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Report and manifest list missing images with their reasons and the URL to download exactly these."""
     found = await download(client, images_url(service, PARTIAL_ORDER_ID, "?quality=50"))
     assert failures_in(found) == {
         "garage.jpg": "not_ready",
@@ -225,12 +229,12 @@ async def test_partial_order_is_reported(sandbox: Sandbox, service: str, client:
     for image in sandbox.orders[PARTIAL_ORDER_ID].images:
         image.status = "processed"
     async with client.get(retry_url) as response:
-        again = entries(await response.read())
-    assert sorted(again) == ["attic.jpg", "balcony.jpg", "cellar.jpg", "garage.jpg"]
+        retried = entries(await response.read())
+    assert sorted(retried) == ["attic.jpg", "balcony.jpg", "cellar.jpg", "garage.jpg"]
 
 
-async def test_always_a_manifest_with_sha256(service: str, client: aiohttp.ClientSession) -> None:
-    """manifest=always lists every image with size, CRC-32 and SHA-256 of what is in the archive."""
+async def test_manifest_always_has_checksums(service: str, client: aiohttp.ClientSession) -> None:
+    """``manifest=always`` lists the size, CRC-32 and SHA-256 of every image in the archive."""
     found = await download(client, images_url(service, DEMO_ORDER_ID, "?manifest=always"))
     images = manifest_in(found)["images"]
     assert len(images) == 14
@@ -239,19 +243,19 @@ async def test_always_a_manifest_with_sha256(service: str, client: aiohttp.Clien
         assert (image["size"], image["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-async def test_only_keeps_the_names_of_the_whole_order(
+async def test_only_keeps_the_names_of_the_full_archive(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """A subset has the names that its images have in the full archive."""
+    """Selected images have the names that they have in the full archive."""
     ids = [image.image_id for image in sandbox.orders[DEMO_ORDER_ID].images]
     found = await download(client, images_url(service, DEMO_ORDER_ID, f"?only={ids[3]}&only={ids[2]}"))
     assert sorted(found) == ["Kitchen_3.jpg", "kitchen_2.jpg"]
 
 
-async def test_one_image_fails_while_others_stream(
+async def test_failed_image_does_not_affect_the_others(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """A failed image costs the archive that image and nothing else."""
+    """Only the failed image is missing from the archive."""
     order = add_order(sandbox, [3000] * 5)
     sandbox.faults.always(order.images[2].image_id, BROKEN, origin="api")
     found = await download(client, images_url(service, order.order_id))
@@ -259,8 +263,10 @@ async def test_one_image_fails_while_others_stream(
     assert failures_in(found) == {"2.jpg": "not_found"}
 
 
-async def test_nothing_can_be_had(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """When every image fails, the caller gets an honest status with all reasons, not an empty archive."""
+async def test_order_without_available_images_is_a_422(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """When every image fails, the response is a 422 with all reasons, not an empty archive."""
     order = add_order(sandbox, [3000] * 3)
     for image in order.images:
         sandbox.faults.always(image.image_id, BROKEN, origin="api")
@@ -273,8 +279,10 @@ async def test_nothing_can_be_had(sandbox: Sandbox, service: str, client: aiohtt
     ]
 
 
-async def test_abort_before_the_first_byte(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """With on_error=abort an image known to be missing is a status, since nothing was sent yet."""
+async def test_on_error_abort_before_the_first_byte_is_a_422(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """With ``on_error=abort`` an image known to be missing is a 422, since no byte was sent."""
     async with client.get(images_url(service, PARTIAL_ORDER_ID, "?on_error=abort")) as response:
         assert response.status == 422
         problem = await response.json(content_type="application/problem+json")
@@ -282,8 +290,10 @@ async def test_abort_before_the_first_byte(sandbox: Sandbox, service: str, clien
     assert [record.origin for record in sandbox.requests] == ["api"]
 
 
-async def test_abort_after_the_first_byte_breaks_the_connection(sandbox: Sandbox, service: str, tmp_path: Path) -> None:
-    """With on_error=abort a later failure ends the transfer so that curl exits 18 (partial file)."""
+async def test_on_error_abort_after_the_first_byte_aborts_the_response(
+    sandbox: Sandbox, service: str, tmp_path: Path
+) -> None:
+    """With ``on_error=abort`` a later failure aborts the transfer: curl exits with 18 (partial file)."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     order = add_order(sandbox, [100_000] * 3)
@@ -300,10 +310,10 @@ async def test_abort_after_the_first_byte_breaks_the_connection(sandbox: Sandbox
     assert await curl.wait() == 18
 
 
-async def test_client_that_leaves_stops_the_upstream(
+async def test_disconnect_ends_the_upstream_requests(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """When the caller goes away, every request of its archive ends, also while nothing is being written."""
+    """When the client disconnects, every upstream request of its archive ends, also while no byte is written."""
     order = add_order(sandbox, [400_000] * 8)
     for image in order.images:
         sandbox.faults.pause(image.image_id, after_bytes=1000)
@@ -337,10 +347,10 @@ async def test_client_that_leaves_stops_the_upstream(
         pytest.param(f"/orders/{DEMO_ORDER_ID}/images?only=", "invalid-parameter", id="only empty"),
     ],
 )
-async def test_bad_input_asks_nothing_of_the_upstream(
+async def test_invalid_input_is_rejected_before_an_upstream_request(
     path: str, slug: str, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """Bad input is a 400 that names what is wrong, before any call upstream."""
+    """Invalid input is a 400 that names the parameter, before any upstream request."""
     async with client.get(URL(service + path, encoded=True)) as response:
         assert response.status == 400
         assert response.content_type == "application/problem+json"
@@ -352,8 +362,10 @@ async def test_bad_input_asks_nothing_of_the_upstream(
     assert sandbox.requests == []
 
 
-async def test_only_with_a_foreign_image(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """An id which is not in the order is a 400 that names it, and no image is opened."""
+async def test_only_with_an_unknown_image_is_rejected(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """An id that is not in the order is a 400 that names it, and no image is requested."""
     async with client.get(images_url(service, DEMO_ORDER_ID, "?only=not-there")) as response:
         assert response.status == 400
         problem = await response.json(content_type="application/problem+json")
@@ -369,18 +381,20 @@ async def test_only_with_a_foreign_image(sandbox: Sandbox, service: str, client:
         pytest.param(MERGING_ORDER_ID, 409, "order-not-ready", id="merging"),
     ],
 )
-async def test_orders_without_images(
+async def test_order_without_images_is_a_problem(
     order_id: str, status: int, slug: str, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """An unknown, an empty and an unfinished order are told apart."""
+    """An unknown, an empty and a merging order have different problems."""
     async with client.get(images_url(service, order_id)) as response:
         assert response.status == status
         assert (await response.json(content_type="application/problem+json"))["type"] == f"/problems/{slug}"
         assert ("Retry-After" in response.headers) is (status == 409)
 
 
-async def test_too_many_images(sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """An order above the limit is a 413; a part of it can be had."""
+async def test_order_above_the_image_limit_is_a_413(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """An order above the limit is a 413; a selection of its images can be downloaded."""
     service = await start_service(max_images_per_order=3)
     order = add_order(sandbox, [500] * 4)
     async with client.get(images_url(service, order.order_id)) as response:
@@ -401,8 +415,8 @@ NAMES = [
 ]
 
 
-async def test_names_that_would_do_harm(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """Names that other services stumble over become safe ones, and no image is lost for its name."""
+async def test_unsafe_names_are_sanitized(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Unsafe names are replaced by safe ones, and no image is lost for its name."""
     order = sandbox.add_order([SandboxImage(name, body=jpeg(500)) for name, _ in NAMES])
     found = await download(client, images_url(service, order.order_id))
     expected = [safe for _, safe in NAMES]
@@ -426,10 +440,10 @@ async def test_names_that_would_do_harm(sandbox: Sandbox, service: str, client: 
     ],
     ids=lambda name: ascii(name[:20]),
 )
-async def test_order_names_cannot_break_a_header(
+async def test_order_name_cannot_inject_a_header(
     name: str, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """Whatever an order is called, the header stays one header and names a .zip."""
+    """Content-Disposition is one valid header with a ``.zip`` file name for any name of the order."""
     order = add_order(sandbox, [500], name=name)
     async with client.get(images_url(service, order.order_id)) as response:
         assert response.status == 200
@@ -453,16 +467,16 @@ async def test_order_names_cannot_break_a_header(
         pytest.param(Fault(Kind.STATUS, status=503, json_body=False), 502, "upstream-failed", id="503 not JSON"),
         pytest.param(Fault(Kind.STATUS, status=418), 502, "upstream-failed", id="418"),
         pytest.param(Fault(Kind.RESET), 502, "upstream-failed", id="reset"),
-        pytest.param(Fault(Kind.STALL), 504, "upstream-timeout", id="silence"),
+        pytest.param(Fault(Kind.STALL), 504, "upstream-timeout", id="stall"),
         pytest.param(Fault(Kind.NOT_JSON), 502, "upstream-invalid-response", id="not JSON"),
         pytest.param(Fault(Kind.WRONG_SHAPE), 502, "upstream-invalid-response", id="wrong shape"),
         pytest.param(Fault(Kind.HTML), 502, "upstream-invalid-response", id="HTML with 200"),
     ],
 )
-async def test_order_look_up_fails(
+async def test_failed_order_look_up_is_a_problem(
     fault: Fault, status: int, slug: str, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Each way in which the look-up can fail has its documented status and problem."""
+    """Each failure of the look-up has its documented status and problem."""
     service = await start_service(image_timeout_seconds=0.3)
     sandbox.faults.order(DEMO_ORDER_ID, [fault] * 10)
     async with client.get(images_url(service, DEMO_ORDER_ID)) as response:
@@ -472,15 +486,19 @@ async def test_order_look_up_fails(
     assert sandbox.api_key not in json.dumps(problem)
 
 
-async def test_upstream_is_down(start_service: StartService, client: aiohttp.ClientSession, closed_port: int) -> None:
+async def test_unreachable_upstream_is_a_502(
+    start_service: StartService, client: aiohttp.ClientSession, closed_port: int
+) -> None:
     """An upstream that refuses connections is a 502."""
     service = await start_service(autoenhance_api_base=f"http://127.0.0.1:{closed_port}/v3")
     async with client.get(images_url(service, DEMO_ORDER_ID)) as response:
         assert response.status == 502
 
 
-async def test_no_api_key(sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession) -> None:
-    """Without a key the service says so, and asks nothing."""
+async def test_missing_api_key_is_a_503(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """Without an API key the response is a 503, and no upstream request is sent."""
     service = await start_service(autoenhance_api_key=None)
     async with client.get(images_url(service, DEMO_ORDER_ID)) as response:
         assert response.status == 503
@@ -490,10 +508,10 @@ async def test_no_api_key(sandbox: Sandbox, start_service: StartService, client:
     assert sandbox.requests == []
 
 
-async def test_first_byte_does_not_come(
+async def test_late_first_byte_is_a_504(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """A caller is told in time that nothing comes, with what had failed until then."""
+    """After FIRST_BYTE_SECONDS the response is a 504 that lists the images failed so far."""
     service = await start_service(first_byte_seconds=0.5)
     order = add_order(sandbox, [500] * 2)
     sandbox.faults.always(order.images[0].image_id, BROKEN, origin="api")
@@ -510,15 +528,15 @@ async def test_first_byte_does_not_come(
     ("given", "kept"),
     [("abc-123", True), ("x" * 129, False), ("two words", False), ("semi;colon", False), ("", False)],
 )
-async def test_request_id(given: str, kept: bool, service: str, client: aiohttp.ClientSession) -> None:  # noqa: FBT001
-    """A sane request id is taken over and sent back; another is replaced."""
+async def test_valid_request_id_is_kept(given: str, kept: bool, service: str, client: aiohttp.ClientSession) -> None:  # noqa: FBT001
+    """A valid request id is used and returned; an invalid one is replaced."""
     async with client.get(f"{service}/health", headers={"X-Request-ID": given}) as response:
         assert (response.headers["X-Request-ID"] == given) is kept
         assert response.headers["X-Request-ID"]
 
 
-async def test_unknown_path_and_method_are_problems(service: str, client: aiohttp.ClientSession) -> None:
-    """Also what the router refuses is answered with a problem document."""
+async def test_router_errors_are_problem_documents(service: str, client: aiohttp.ClientSession) -> None:
+    """The response to an unknown path or method is a problem document."""
     async with client.get(f"{service}/nothing") as response:
         assert response.status == 404
         assert (await response.json(content_type="application/problem+json"))["type"] == "/problems/not-found"

@@ -1,4 +1,4 @@
-"""Credits: bought only when asked for, never above the caller's bound, never twice, and not for who has gone."""
+"""Credits: spent only in full quality, never above ``max_credits``, never twice, and not after a disconnect."""
 
 import asyncio
 import json
@@ -25,10 +25,10 @@ from tests.conftest import StartService
         pytest.param("?preview=false&dev_mode=true&max_credits=0", 200, 0, id="dev mode is free"),
     ],
 )
-async def test_max_credits(
+async def test_download_above_max_credits_is_rejected(
     query: str, status: int, credits_spent: int, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """A download that would cost more is refused before anything is bought."""
+    """A download that would cost more is rejected before an image is bought."""
     order = add_order(sandbox, [100, 200, 300])
     async with client.get(images_url(service, order.order_id, query)) as response:
         body = await response.read()
@@ -38,8 +38,8 @@ async def test_max_credits(
         assert (problem["type"], problem["credits"]) == ("/problems/credits-exceeded", 3)
 
 
-async def test_what_is_paid_costs_nothing_more(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """The bound counts what must still be bought; all that the service tells of it agrees with the ledger."""
+async def test_bought_images_cost_nothing(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """``max_credits`` counts images not bought yet; manifest, receipt, log, report and metrics match the ledger."""
     order = add_order(sandbox, [100, 200, 300])
     query = "?preview=false&manifest=always&max_credits="
     for query_of_one, bought in ((f"{query}1&only={order.images[0].image_id}", 1), (f"{query}2", 2), (f"{query}0", 0)):
@@ -48,18 +48,18 @@ async def test_what_is_paid_costs_nothing_more(sandbox: Sandbox, service: str, c
             async with client.get(images_url(service, order.order_id, query_of_one)) as response:
                 files = entries(await response.read())
         (finished,) = [line for line in lines if line["event"] == "archive.finished"]
-        async with client.get(f"{service}/archives/{response.headers['X-Archive-Id']}") as answer:
-            receipt = await answer.json()
-        told = (manifest_in(files)["credits_spent"], receipt["credits_spent"], finished["credits_spent"])
-        assert told == (bought,) * 3 == (sandbox.credits_spent - before,) * 3
+        async with client.get(f"{service}/archives/{response.headers['X-Archive-Id']}") as receipt_response:
+            receipt = await receipt_response.json()
+        reported = (manifest_in(files)["credits_spent"], receipt["credits_spent"], finished["credits_spent"])
+        assert reported == (bought,) * 3 == (sandbox.credits_spent - before,) * 3
         assert (f"full quality for it: {bought}." in files[REPORT_NAME].decode()) is bool(bought)
-    async with client.get(f"{service}/metrics") as answer:
-        assert "batch_credits_spent_total 3.0" in await answer.text()
+    async with client.get(f"{service}/metrics") as response:
+        assert "batch_credits_spent_total 3.0" in await response.text()
     assert sandbox.ledger == {image.image_id: 1 for image in order.images}
 
 
-async def test_nothing_else_buys(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """HEAD, a look at the order, the page and its pictures, receipts, health and metrics touch no paid image."""
+async def test_other_requests_buy_nothing(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """HEAD, order summary, page, thumbnails, receipts, health and metrics request no image in full quality."""
     order = add_order(sandbox, [100])
     async with client.head(images_url(service, order.order_id, "?preview=false")) as response:
         assert response.status == 200
@@ -84,13 +84,13 @@ async def test_nothing_else_buys(sandbox: Sandbox, service: str, client: aiohttp
         async with client.get(service + path) as response:
             assert response.status == 200, path
             await response.read()
-    asked = sandbox.requests_for(order.images[0].image_id, "api")
-    assert [one.query.get("preview") for one in asked] == ["true", "true"], "the download, and the picture"
+    requests = sandbox.requests_for(order.images[0].image_id, "api")
+    assert [one.query.get("preview") for one in requests] == ["true", "true"], "the download, and the thumbnail"
     assert sandbox.credits_spent == 0
 
 
-async def test_an_image_is_asked_for_once(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """Without faults each image is asked for once in full quality: if each request cost, no more were paid."""
+async def test_image_is_requested_once(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Without faults each image is requested once in full quality: an API that charges repeats charges once."""
     sandbox.repeats_cost = True
     order = add_order(sandbox, [100] * 12)
     await download(client, images_url(service, order.order_id, "?preview=false"))
@@ -100,12 +100,12 @@ async def test_an_image_is_asked_for_once(sandbox: Sandbox, service: str, client
 @pytest.mark.parametrize(
     ("kind", "tries"), [(Kind.RESET, 3), (Kind.CLOSE_EARLY, 3), (Kind.CHANGED, 2), (Kind.NO_RANGES, 2)]
 )
-async def test_an_image_is_bought_once(
+async def test_retries_are_one_purchase(
     kind: Kind, tries: int, sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """Retries, resumes and replays are one purchase to us, and each try asks once: for a break that it mends.
+    """Retries, resumes and replays count as one purchase, and each attempt sends one request.
 
-    That the API does not charge for what is paid is its own rule, so here it does: the ledger counts what is asked for.
+    The API does not charge repeats; here the sandbox does, so that its ledger counts requests.
     """
     sandbox.repeats_cost = True
     order = add_order(sandbox, [50_000, 60_000])
@@ -120,10 +120,10 @@ async def test_an_image_is_bought_once(
     assert sandbox.ledger == {image.image_id: tries for image in order.images}
 
 
-async def test_an_image_that_is_paid_is_free_by_the_upstreams_rule(
+async def test_second_download_requests_bought_images_again(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """A second download asks for every image again: the API's flag ``downloaded`` is all that makes it free."""
+    """A second download requests every image again; only the API's flag ``downloaded`` makes it free."""
     order = add_order(sandbox, [100, 200])
     for repeats_cost, spent in ((False, 2), (False, 2), (True, 4)):
         sandbox.repeats_cost = repeats_cost
@@ -132,10 +132,8 @@ async def test_an_image_that_is_paid_is_free_by_the_upstreams_rule(
     assert all(image.downloaded for image in order.images)
 
 
-async def test_what_is_bought_and_then_lost_is_counted(
-    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
-) -> None:
-    """An image that the API has granted is bought, also if it never came: manifest, receipt and metric say so."""
+async def test_lost_image_counts_as_bought(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Manifest, receipt and metric count an image as bought once the API has granted it, though it never arrived."""
     order = add_order(sandbox, [50_000, 60_000])
     sandbox.faults.script(order.images[1].image_id, [Fault(Kind.RESET)] * 10)
     async with client.get(images_url(service, order.order_id, "?preview=false")) as response:
@@ -151,16 +149,16 @@ async def test_what_is_bought_and_then_lost_is_counted(
     assert "batch_credits_spent_total 2.0" in metrics
 
 
-async def test_nothing_is_bought_for_who_has_gone(sandbox: Sandbox, start_service: StartService) -> None:
-    """When the client leaves, what is in flight is all that was bought."""
+async def test_nothing_is_bought_after_a_disconnect(sandbox: Sandbox, start_service: StartService) -> None:
+    """After the client disconnects, only the images in flight are bought."""
     service = await start_service(images_in_flight=2)
     order = add_order(sandbox, [200_000] * 12)
     gates = [sandbox.faults.pause(image.image_id, after_bytes=1000) for image in order.images[:2]]
     async with aiohttp.ClientSession() as leaving:
-        asking = asyncio.create_task(leaving.get(images_url(service, order.order_id, "?preview=false")))
+        download_task = asyncio.create_task(leaving.get(images_url(service, order.order_id, "?preview=false")))
         await sandbox.wait_until(lambda: len([one for one in sandbox.requests if one.origin == "storage"]) == 2)
-        asking.cancel()
-        await asyncio.wait([asking])
+        download_task.cancel()
+        await asyncio.wait([download_task])
     for gate in gates:
         gate.release()
     await sandbox.wait_until(lambda: sandbox.active_requests == 0)

@@ -1,4 +1,4 @@
-"""More callers than there is room for, callers that read slowly or not at all, and callers that leave."""
+"""Load: more clients than slots, clients that read slowly or not at all, and clients that disconnect."""
 
 import asyncio
 import fcntl
@@ -23,17 +23,17 @@ from service.settings import MIB, Settings
 from service.streaming.budgets import Reservation
 from service.upstream import retry
 from service.web.downloads.context import DOWNLOADS, DownloadsContext
-from service.web.http import streaming_response as archive_response
+from service.web.http import streaming_response
 from service.web.http.streaming_response import WRITE_BUFFER_BYTES, StreamingResponse
 from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService
 from tests.streaming.test_prefetch import Watched
 
-NOT_THERE = "00000000-0000-4000-8000-000000000000"
+UNKNOWN_ORDER = "00000000-0000-4000-8000-000000000000"
 OPS_PATHS = ("/health", "/health/live", "/health/ready", "/metrics")
-# More than the kernel's buffers on both sides can ever hold, so that an archive of it must wait for its reader.
+# More than the kernel's buffers on both sides can hold, so that its archive must wait for the reader.
 ENDLESS_BYTES = 512 * MIB
-# An archive of 128 MiB, and the most of it that may be under way: the kernel's send buffer (tcp(7), tcp_wmem: 4 MiB),
+# An archive of 128 MiB, and the limit of its bytes in flight: the kernel's send buffer (tcp(7), tcp_wmem: 4 MiB),
 # the images in flight (5 MiB), the read-ahead (1 MiB), the client's receive buffers, and a reserve. Measured: 10 MiB.
 PAUSED_IMAGES = 128
 PAUSED_LIMIT_BYTES = 32 * MIB
@@ -41,8 +41,8 @@ LAST_CHUNK = b"\r\n0\r\n"
 
 
 @pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[], DownloadsContext]:
-    """Return a function that gives the parts of the service which was started last: its counters tell what happened."""
+def current_context(monkeypatch: pytest.MonkeyPatch) -> Callable[[], DownloadsContext]:
+    """Return a function that returns the downloads context, with its counters, of the last started service."""
     apps: list[web.Application] = []
 
     def create(settings: Settings, *, demo_order_id: str | None) -> web.Application:
@@ -53,27 +53,27 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[], DownloadsContext]:
     return lambda: apps[-1][DOWNLOADS]
 
 
-Inside = Callable[[], DownloadsContext]
+CurrentContext = Callable[[], DownloadsContext]
 
 
 def count_of(context: DownloadsContext, outcome: str) -> float:
-    """Return how many archives ended in this way."""
+    """Return the number of archives with this outcome."""
     return context.metrics.registry.get_sample_value("batch_archives_total", {"outcome": outcome}) or 0
 
 
-def all_at_rest(sandbox: Sandbox) -> Callable[[], bool]:
-    """Return the condition that neither origin of the sandbox works on anything."""
+def is_idle(sandbox: Sandbox) -> Callable[[], bool]:
+    """Return the condition that no origin of the sandbox has a request in progress."""
     return lambda: not any(sandbox.log.running.values())
 
 
 def add_endless_order(sandbox: Sandbox, images: int = 1) -> SandboxOrder:
-    """Add an order whose archive fills every buffer on the way to a client that does not read."""
+    """Add an order whose archive fills every buffer between the storage and a client that does not read."""
     return sandbox.add_order([SandboxImage(f"{n}.jpg", size_bytes=ENDLESS_BYTES) for n in range(images)])
 
 
 @asynccontextmanager
-async def silent_reader(service: str, order: SandboxOrder) -> AsyncIterator[socket.socket]:
-    """Ask for an archive and read nothing of it; the socket is the test's to read from."""
+async def stalled_client(service: str, order: SandboxOrder) -> AsyncIterator[socket.socket]:
+    """Request an archive and read nothing of it; the test may read from the socket."""
     host, port = service.removeprefix("http://").split(":")
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -86,7 +86,7 @@ async def silent_reader(service: str, order: SandboxOrder) -> AsyncIterator[sock
 
 
 async def read_to_the_end(sock: socket.socket) -> bytes:
-    """Return the last bytes of a connection that the service has ended, or that its kernel has given up."""
+    """Return the last bytes of a connection that the service has closed or reset."""
     tail = b""
     loop = asyncio.get_running_loop()
     with suppress(ConnectionResetError):
@@ -98,48 +98,48 @@ async def read_to_the_end(sock: socket.socket) -> bytes:
 # Admission.
 
 
-async def test_full_house(
-    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, inside: Inside
+async def test_archive_beyond_max_archives_is_rejected(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, current_context: CurrentContext
 ) -> None:
-    """When all places are taken the next is refused at once; operators are still answered; a free place is used."""
+    """Without a free slot a download is a 503 at once; operations endpoints respond; a released slot is used again."""
     service = await start_service(max_archives=1)
     order = add_order(sandbox, [3000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=1000)
     async with client.get(images_url(service, order.order_id)) as first:
         await first.content.readexactly(500)
-        asked = len(sandbox.requests)
+        requests_before = len(sandbox.requests)
         for method in ("GET", "HEAD"):
-            async with client.request(method, images_url(service, DEMO_ORDER_ID)) as refused:
-                assert refused.status == 503
-                assert int(refused.headers["Retry-After"]) > 0
-                assert refused.content_type == "application/problem+json"
+            async with client.request(method, images_url(service, DEMO_ORDER_ID)) as rejected:
+                assert rejected.status == 503
+                assert int(rejected.headers["Retry-After"]) > 0
+                assert rejected.content_type == "application/problem+json"
                 if method == "GET":
-                    assert (await refused.json(content_type=None))["type"] == "/problems/at-capacity"
+                    assert (await rejected.json(content_type=None))["type"] == "/problems/at-capacity"
         for path in OPS_PATHS:
-            async with client.get(service + path) as answer:
-                assert answer.status == 200
-        assert len(sandbox.requests) == asked
+            async with client.get(service + path) as response:
+                assert response.status == 200
+        assert len(sandbox.requests) == requests_before
         gate.release()
         await first.read()
-    await inside().admission.wait_until_idle()
+    await current_context().admission.wait_until_idle()
     assert len(await download(client, images_url(service, DEMO_ORDER_ID))) == 14
 
 
-async def test_bad_request_needs_no_place(
+async def test_invalid_request_at_capacity_is_a_400(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """What is wrong with a request is said also when there is no room for it."""
+    """An invalid request is a 400 also when all slots are in use."""
     service = await start_service(max_archives=1)
     order = add_order(sandbox, [3000])
     sandbox.faults.pause(order.images[0].image_id, after_bytes=1000)
     async with client.get(images_url(service, order.order_id)) as first:
         await first.content.readexactly(500)
-        async with client.get(images_url(service, DEMO_ORDER_ID, "?previw=false")) as refused:
-            assert refused.status == 400
+        async with client.get(images_url(service, DEMO_ORDER_ID, "?previw=false")) as rejected:
+            assert rejected.status == 400
         first.close()
 
 
-async def _leave(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def _disconnect(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
     order = add_order(sandbox, [3000])
     sandbox.faults.pause(order.images[0].image_id, after_bytes=1000)
     response = await client.get(images_url(service, order.order_id))
@@ -147,25 +147,25 @@ async def _leave(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) 
     response.close()
 
 
-async def _ask_for_an_unknown_order(_: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    async with client.get(images_url(service, NOT_THERE)) as response:
+async def _request_an_unknown_order(_: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    async with client.get(images_url(service, UNKNOWN_ORDER)) as response:
         assert response.status == 404
 
 
-async def _fail_to_be_looked_up(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def _fail_the_order_look_up(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
     sandbox.faults.order(DEMO_ORDER_ID, [Fault(Kind.NOT_JSON)])
     async with client.get(images_url(service, DEMO_ORDER_ID)) as response:
         assert response.status == 502
 
 
-async def _get_nothing(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def _request_unavailable_images(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
     order = add_order(sandbox, [3000])
     sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=404), origin="api")
     async with client.get(images_url(service, order.order_id)) as response:
         assert response.status == 422
 
 
-async def _get_a_broken_archive(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def _receive_an_aborted_archive(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
     order = add_order(sandbox, [3000] * 2)
     first = sandbox.faults.pause(order.images[0].image_id, after_bytes=1000)
     second = sandbox.faults.pause(order.images[1].image_id, origin="api")
@@ -179,90 +179,94 @@ async def _get_a_broken_archive(sandbox: Sandbox, service: str, client: aiohttp.
             await response.read()
 
 
-async def _ask_for_the_head(_: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def _send_a_head_request(_: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
     async with client.head(images_url(service, DEMO_ORDER_ID)) as response:
         assert response.status == 200
 
 
 Ending = Callable[[Sandbox, str, aiohttp.ClientSession], Awaitable[None]]
 ENDINGS: list[Ending] = [
-    _leave,
-    _ask_for_an_unknown_order,
-    _fail_to_be_looked_up,
-    _get_nothing,
-    _get_a_broken_archive,
-    _ask_for_the_head,
+    _disconnect,
+    _request_an_unknown_order,
+    _fail_the_order_look_up,
+    _request_unavailable_images,
+    _receive_an_aborted_archive,
+    _send_a_head_request,
 ]
 
 
 @pytest.mark.parametrize("end", ENDINGS, ids=lambda end: end.__name__.strip("_"))
-async def test_every_end_gives_its_place_back(
-    end: Ending, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, inside: Inside
+async def test_slot_is_released_after_every_ending(
+    end: Ending,
+    sandbox: Sandbox,
+    start_service: StartService,
+    client: aiohttp.ClientSession,
+    current_context: CurrentContext,
 ) -> None:
-    """However an archive ends, the next can have its place."""
+    """The slot of an archive is free after any ending."""
     service = await start_service(max_archives=1)
     for _ in range(3):
         await end(sandbox, service, client)
-        await inside().admission.wait_until_idle()
+        await current_context().admission.wait_until_idle()
         assert len(await download(client, images_url(service, DEMO_ORDER_ID))) == 14
-        await inside().admission.wait_until_idle()
+        await current_context().admission.wait_until_idle()
 
 
-# Clients that do not read.
+# Stalled and slow clients.
 
 
-async def test_client_that_reads_nothing_is_cut_off(
-    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, inside: Inside
+async def test_stalled_client_is_disconnected(
+    sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, current_context: CurrentContext
 ) -> None:
-    """A stalled client loses its connection, in mid-archive, and everything that was done for it ends."""
+    """After CLIENT_STALL_SECONDS the connection is aborted, and the archive with its upstream requests ends."""
     service = await start_service(client_stall_seconds=0.2, max_archives=1)
     order = add_endless_order(sandbox, images=3)
-    async with silent_reader(service, order) as sock:
+    async with stalled_client(service, order) as sock:
         await sandbox.wait_until(lambda: sandbox.active_requests > 0)
-        await inside().admission.wait_until_idle()
-        await sandbox.wait_until(all_at_rest(sandbox))
-        assert count_of(inside(), "client_gone") == 1
-        assert inside().total_budget.held_bytes == 0
+        await current_context().admission.wait_until_idle()
+        await sandbox.wait_until(is_idle(sandbox))
+        assert count_of(current_context(), "client_gone") == 1
+        assert current_context().total_budget.held_bytes == 0
         assert len(await download(client, images_url(service, DEMO_ORDER_ID))) == 14
         assert LAST_CHUNK not in await read_to_the_end(sock)
     assert max(one.bytes_sent for one in sandbox.requests if one.origin == "storage") < ENDLESS_BYTES
 
 
-class Transport:
-    """A connection, and a client that takes so many bytes whenever somebody looks, until it takes all."""
+class FakeTransport:
+    """A transport whose client acknowledges some bytes at each check of the buffer, and in the end all."""
 
-    def __init__(self, waiting_bytes: int, takes: Iterable[int], sock: socket.socket | None = None) -> None:
-        self.waiting_bytes = waiting_bytes
-        self.looks = 0
-        self.takes_all: Callable[[], None] = lambda: None
-        self._takes = iter(takes)
+    def __init__(self, buffered_bytes: int, acknowledgements: Iterable[int], sock: socket.socket | None = None) -> None:
+        self.buffered_bytes = buffered_bytes
+        self.checks = 0
+        self.on_drained: Callable[[], None] = lambda: None
+        self._acknowledgements = iter(acknowledgements)
         self._sock = sock
 
     def get_write_buffer_size(self) -> int:
-        """Return what waits here, the kernel's share not included."""
-        self.looks += 1
-        taken = next(self._takes, None)
-        if taken is None:
-            self.takes_all()
-        self.waiting_bytes -= taken or 0
-        return self.waiting_bytes
+        """Return the buffered bytes, without those in the kernel's buffer."""
+        self.checks += 1
+        acknowledged = next(self._acknowledgements, None)
+        if acknowledged is None:
+            self.on_drained()
+        self.buffered_bytes -= acknowledged or 0
+        return self.buffered_bytes
 
     def get_extra_info(self, _name: str) -> socket.socket | None:
-        """Return the socket, the one thing that is asked for."""
+        """Return the socket, the only requested item."""
         return self._sock
 
     def write(self, _data: bytes) -> None:
-        """Take it into the buffer; the test says how much is in there."""
+        """Discard the data: the test sets the size of the buffer."""
 
     def is_closing(self) -> bool:
-        """Say that the connection is good."""
+        """Return that the connection is open."""
         return False
 
 
-def response_to(transport: Transport) -> StreamingResponse:
-    """Return a response, with aiohttp's own writer, to a client which has let the buffers run full.
+def response_to(transport: FakeTransport) -> StreamingResponse:
+    """Return a response, with aiohttp's own writer, whose transport has full buffers.
 
-    A stall period is over in the next turn of the event loop, so they are counted and not waited for.
+    A stall period ends in the next turn of the event loop, so that tests count periods without waiting.
     """
     loop = asyncio.get_running_loop()
     protocol = BaseProtocol(loop)
@@ -273,54 +277,54 @@ def response_to(transport: Transport) -> StreamingResponse:
     below[0].transport = transport
     below[1]._payload_writer, below[1]._req = writer, SimpleNamespace(transport=transport)
     protocol.pause_writing()
-    transport.takes_all = lambda: protocol.resume_writing() if protocol.writing_paused else None
+    transport.on_drained = lambda: protocol.resume_writing() if protocol.writing_paused else None
     return response
 
 
 FULL = WRITE_BUFFER_BYTES + 1000
 
 
-async def test_client_that_takes_a_byte_now_and_then_is_kept() -> None:
-    """Any number of stall periods may pass as long as something is taken in each."""
-    transport = Transport(FULL, [0] + [1] * 500)
+async def test_progress_in_each_stall_period_keeps_the_client() -> None:
+    """A client that reads at least one byte in each stall period is never disconnected."""
+    transport = FakeTransport(FULL, [0] + [1] * 500)
     await response_to(transport).send([b"piece"])
-    assert transport.looks == 502
+    assert transport.checks == 502
 
 
-async def test_client_that_stops_taking_is_given_up() -> None:
-    """What a client took before does not help it in a period in which it takes nothing."""
-    transport = Transport(FULL, [0, 0, 1, 1, 0, 1, 1])
+async def test_stall_period_without_progress_ends_the_response() -> None:
+    """Earlier progress does not extend a stall period without any."""
+    transport = FakeTransport(FULL, [0, 0, 1, 1, 0, 1, 1])
     with pytest.raises(ClientStalled):
         await response_to(transport).send([b"piece"])
-    assert transport.looks == 5
+    assert transport.checks == 5
 
 
-async def test_slow_client_is_sent_more_afterwards() -> None:
-    """A wait of several periods leaves the connection as good as it was."""
-    transport = Transport(FULL, [0, 0, 1, 1, 1])
+async def test_response_continues_after_a_slow_drain() -> None:
+    """After a drain of several stall periods the response can be written and ended."""
+    transport = FakeTransport(FULL, [0, 0, 1, 1, 1])
     response = response_to(transport)
     await response.send([b"piece"])
-    transport.waiting_bytes = 0
+    transport.buffered_bytes = 0
     await response.send([b"piece"])
     await response.write_eof()
 
 
-async def test_quick_client_is_not_waited_for() -> None:
-    """A piece that finds room is not drained for."""
-    transport = Transport(WRITE_BUFFER_BYTES, [0] * 500)
+async def test_write_below_the_limit_does_not_drain() -> None:
+    """A write that fits the buffer does not wait."""
+    transport = FakeTransport(WRITE_BUFFER_BYTES, [0] * 500)
     await response_to(transport).send([b"piece"])
-    assert transport.looks == 1
+    assert transport.checks == 1
 
 
-async def test_last_chunk_has_its_limit_too() -> None:
-    """A client that stops reading right before the end does not keep its place for ever."""
+async def test_last_chunk_has_the_stall_limit() -> None:
+    """A client that stops reading right before the end is disconnected too."""
     with pytest.raises(ClientStalled):
-        await response_to(Transport(WRITE_BUFFER_BYTES + 1, [0] * 500)).write_eof()
+        await response_to(FakeTransport(WRITE_BUFFER_BYTES + 1, [0] * 500)).write_eof()
 
 
-async def test_time_blocked_by_a_stalled_client_is_counted() -> None:
-    """The time for which a client was waited for is known, also of one that was given up."""
-    response = response_to(Transport(FULL, [0] * 500))
+async def test_blocked_time_includes_a_stall() -> None:
+    """``blocked_seconds`` counts the wait for a client that is then disconnected."""
+    response = response_to(FakeTransport(FULL, [0] * 500))
     with pytest.raises(ClientStalled):
         await response.send([b"piece"])
     assert response.blocked_seconds > 0
@@ -328,122 +332,122 @@ async def test_time_blocked_by_a_stalled_client_is_counted() -> None:
 
 @contextmanager
 def full_connection() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Give both ends of a connection, the first with as much written to it as the kernel takes."""
+    """Yield server and client socket of a connection whose kernel buffers are full."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        far = socket.create_connection(server.getsockname())
-        near, _ = server.accept()
-    with closing(near), closing(far):
-        near.setblocking(False)
-        far.setblocking(False)
+        client_socket = socket.create_connection(server.getsockname())
+        server_socket, _ = server.accept()
+    with closing(server_socket), closing(client_socket):
+        server_socket.setblocking(False)
+        client_socket.setblocking(False)
         with suppress(BlockingIOError):
             while True:
-                near.send(bytes(MIB))
-        yield near, far
+                server_socket.send(bytes(MIB))
+        yield server_socket, client_socket
 
 
-def untaken_bytes(sock: socket.socket) -> int:
-    """Return the bytes which the kernel holds for the other end (tcp(7), SIOCOUTQ)."""
+def unsent_bytes(sock: socket.socket) -> int:
+    """Return the unacknowledged bytes in the kernel's send buffer (tcp(7), SIOCOUTQ)."""
     count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
     return count
 
 
-def take_from_kernel(near: socket.socket, far: socket.socket) -> None:
-    """Read until the kernel of the other end knows of it."""
-    before = untaken_bytes(near)
-    while untaken_bytes(near) == before:
+def read_from_kernel(server_socket: socket.socket, client_socket: socket.socket) -> None:
+    """Read at the client until the server's kernel has the acknowledgement."""
+    before = unsent_bytes(server_socket)
+    while unsent_bytes(server_socket) == before:
         with suppress(BlockingIOError):
-            far.recv(4096)
+            client_socket.recv(4096)
 
 
-async def test_client_that_takes_from_the_kernel_is_kept() -> None:
-    """The kernel's share counts: it gets smaller long before the kernel asks for more."""
+async def test_progress_in_the_kernel_buffer_keeps_the_client() -> None:
+    """A shrinking kernel buffer is progress: it shrinks long before the socket becomes writable."""
 
-    def takes() -> Iterator[int]:
+    def acknowledgements() -> Iterator[int]:
         yield 0
         for _ in range(3):
-            take_from_kernel(near, far)
+            read_from_kernel(server_socket, client_socket)
             yield 0
 
-    with full_connection() as (near, far):
-        transport = Transport(FULL, takes(), near)
+    with full_connection() as (server_socket, client_socket):
+        transport = FakeTransport(FULL, acknowledgements(), server_socket)
         await response_to(transport).send([b"piece"])
-        assert transport.looks == 5
+        assert transport.checks == 5
         with pytest.raises(ClientStalled):
-            await response_to(Transport(FULL, [0] * 500, near)).send([b"piece"])
+            await response_to(FakeTransport(FULL, [0] * 500, server_socket)).send([b"piece"])
 
 
-async def test_slow_client_gets_its_archive(
-    sandbox: Sandbox, start_service: StartService, inside: Inside, monkeypatch: pytest.MonkeyPatch
+async def test_slow_client_gets_a_complete_archive(
+    sandbox: Sandbox, start_service: StartService, current_context: CurrentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that takes a little in each of many stall periods is served to the end."""
+    """A client that reads a little in each of many stall periods gets the whole archive."""
     service = await start_service(client_stall_seconds=0.02)
     order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=16 * MIB)])
-    looks = 0
+    checks = 0
     enough = asyncio.Event()
-    async with silent_reader(service, order) as sock:
+    async with stalled_client(service, order) as sock:
 
-        def look(transport: asyncio.Transport) -> int:
-            nonlocal looks
-            looks += 1
-            left_bytes = untaken(transport)
-            if looks < 30:
-                take_from_kernel(transport.get_extra_info("socket"), sock)
+        def count_check(transport: asyncio.Transport) -> int:
+            nonlocal checks
+            checks += 1
+            left_bytes = unacknowledged_bytes(transport)
+            if checks < 30:
+                read_from_kernel(transport.get_extra_info("socket"), sock)
             else:
                 enough.set()
             return left_bytes
 
-        untaken = archive_response._unacknowledged_bytes
-        monkeypatch.setattr(archive_response, "_unacknowledged_bytes", look)
+        unacknowledged_bytes = streaming_response._unacknowledged_bytes
+        monkeypatch.setattr(streaming_response, "_unacknowledged_bytes", count_check)
         await enough.wait()
         tail = b""
         while not tail.endswith(b"X-Failed: 0\r\n\r\n"):
             tail = (tail + await asyncio.get_running_loop().sock_recv(sock, MIB))[-1000:]
     assert tail.endswith(b"\r\n0\r\nX-Downloaded: 1\r\nX-Failed: 0\r\n\r\n")
-    await inside().admission.wait_until_idle()
-    assert count_of(inside(), "complete") == 1
+    await current_context().admission.wait_until_idle()
+    assert count_of(current_context(), "complete") == 1
 
 
-# What is held for clients that do not read.
+# Memory and backpressure of clients that do not read.
 
 
-class Scarce(Watched):
-    """A budget that tells when somebody must wait for room."""
+class ContendedBudget(Watched):
+    """A memory budget with an event for its first waiting reservation."""
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(limit_bytes)
         self.exhausted = asyncio.Event()
 
     def reserve(self, reservation: Reservation, size: int) -> asyncio.Future[bool]:
-        """Queue for bytes."""
+        """Set the event, and wait for bytes."""
         self.exhausted.set()
         return super().reserve(reservation, size)
 
 
 def sent_by_storage(sandbox: Sandbox, orders: list[SandboxOrder]) -> int:
-    """Return how many bytes the storage has sent for these orders."""
+    """Return the number of bytes that the storage has sent for these orders."""
     ids = {image.image_id for order in orders for image in order.images}
     return sum(one.bytes_sent for one in sandbox.requests if one.origin == "storage" and one.image_id in ids)
 
 
-async def test_silent_readers_hold_no_more_than_allowed(
+async def test_stalled_clients_do_not_exceed_the_memory_budget(
     sandbox: Sandbox,
     start_service: StartService,
     client: aiohttp.ClientSession,
-    inside: Inside,
+    current_context: CurrentContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Archives nobody reads hold the whole budget, never more; others run beside them; in the end all comes back."""
-    monkeypatch.setattr("service.web.downloads.context.MemoryBudget", Scarce)
+    """Stalled archives use at most the whole budget; others run meanwhile; in the end all of it is released."""
+    monkeypatch.setattr("service.web.downloads.context.MemoryBudget", ContendedBudget)
     service = await start_service(read_ahead_bytes=MIB, read_ahead_total_bytes=2 * MIB, images_in_flight=3)
     orders = [add_endless_order(sandbox, images=3) for _ in range(4)]
     small = add_order(sandbox, [100_000] * 12)
-    budget = inside().total_budget
-    assert isinstance(budget, Scarce)
+    budget = current_context().total_budget
+    assert isinstance(budget, ContendedBudget)
     async with AsyncExitStack() as stack:
         for order in orders:
-            await stack.enter_async_context(silent_reader(service, order))
+            await stack.enter_async_context(stalled_client(service, order))
         await budget.exhausted.wait()
-        # While downloads beside them go on, the silent ones come to rest: more and more is not taken in for them.
+        # While other downloads run, the stalled ones stop: the storage sends no more bytes for them.
         sent, before = sent_by_storage(sandbox, orders), -1
         while sent != before:
             found = await download(client, images_url(service, small.order_id))
@@ -451,17 +455,17 @@ async def test_silent_readers_hold_no_more_than_allowed(
             sent, before = sent_by_storage(sandbox, orders), sent
         assert sent < ENDLESS_BYTES
         assert 0 < budget.held_bytes <= 2 * MIB
-        assert inside().admission.active == 4
-    await inside().admission.wait_until_idle()
-    await sandbox.wait_until(all_at_rest(sandbox))
+        assert current_context().admission.active == 4
+    await current_context().admission.wait_until_idle()
+    await sandbox.wait_until(is_idle(sandbox))
     budget.check()
-    assert count_of(inside(), "client_gone") == 4
+    assert count_of(current_context(), "client_gone") == 4
 
 
-async def test_paused_client_holds_back_the_upstream(
+async def test_paused_client_applies_backpressure_to_the_upstream(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Backpressure reaches the upstream on every Python version; the archive is whole once it is read.
+    """Backpressure reaches the upstream on every Python version; the archive is complete when it is read.
 
     ``transport.writelines`` of CPython 3.12.0 to 3.12.8, 3.13.0 and 3.13.1 applies none (CVE-2024-12254).
     """
@@ -470,7 +474,7 @@ async def test_paused_client_holds_back_the_upstream(
     order = sandbox.add_order([SandboxImage(f"{n}.jpg", size_bytes=MIB) for n in range(PAUSED_IMAGES)])
     small = add_order(sandbox, [100_000] * 12)
     async with client.get(images_url(service, order.order_id)) as paused:
-        # Other downloads are the clock: the archive rests when the upstream has sent nothing for it during one of them.
+        # Other downloads are the clock: the archive is paused when the storage sends nothing for it during one of them.
         sent, before = sent_by_storage(sandbox, [order]), -1
         while sent != before:
             assert len(await download(client, images_url(service, small.order_id))) == 12
@@ -480,50 +484,50 @@ async def test_paused_client_holds_back_the_upstream(
     assert {name: len(body) for name, body in found.items()} == {f"{n}.jpg": MIB for n in range(PAUSED_IMAGES)}
 
 
-# Shares of the upstream.
+# Shares of the download slots.
 
 
-async def until_at_storage(sandbox: Sandbox, order: SandboxOrder, number: int, *, finished: bool) -> None:
-    """Wait until the storage is working on so many images of an order, or has finished them."""
+async def wait_for_storage_requests(sandbox: Sandbox, order: SandboxOrder, number: int, *, finished: bool) -> None:
+    """Wait until the storage has this number of unfinished, or finished, requests for images of an order."""
 
-    def holds() -> bool:
+    def condition() -> bool:
         records = (record for image in order.images for record in sandbox.requests_for(image.image_id, "storage"))
         return sum(record.finished is finished for record in records) == number
 
-    await sandbox.wait_until(holds)
+    await sandbox.wait_until(condition)
 
 
-def asked_for(sandbox: Sandbox, order: SandboxOrder) -> int:
-    """Return how many images of an order were asked for, anywhere."""
+def requested_images(sandbox: Sandbox, order: SandboxOrder) -> int:
+    """Return the number of images of an order that were requested, of the API or the storage."""
     return sum(bool(sandbox.requests_for(image.image_id)) for image in order.images)
 
 
-async def test_connections_are_shared(
+async def test_archives_share_the_download_slots(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Each archive has its share of the connections, and at least one; what came first shrinks to it."""
+    """Each archive has its share of MAX_CONCURRENT_DOWNLOADS, at least one; earlier archives shrink to theirs."""
     service = await start_service(max_concurrent_downloads=4, images_in_flight=4)
     orders = [add_order(sandbox, [500] * 6) for _ in range(5)]
     gates = [[sandbox.faults.pause(image.image_id) for image in order.images] for order in orders]
-    shares = [4, 2, 1, 1, 1]  # of four connections among one, two, three archives and more
+    shares = [4, 2, 1, 1, 1]  # of four slots, with one, two, three archives and more
     downloads = []
     for order, share in zip(orders, shares, strict=True):
         downloads.append(asyncio.create_task(download(client, images_url(service, order.order_id))))
-        await until_at_storage(sandbox, order, share, finished=False)
-    assert [asked_for(sandbox, order) for order in orders] == shares
-    # The first archive had all four: the next image is not asked for before the last of these has ended.
+        await wait_for_storage_requests(sandbox, order, share, finished=False)
+    assert [requested_images(sandbox, order) for order in orders] == shares
+    # The first archive had all four: it requests the next image only after the last of these has ended.
     for ended, gate in enumerate(gates[0][:4], start=1):
-        assert asked_for(sandbox, orders[0]) == 4
+        assert requested_images(sandbox, orders[0]) == 4
         gate.release()
-        await until_at_storage(sandbox, orders[0], ended, finished=True)
-    await until_at_storage(sandbox, orders[0], 1, finished=False)
-    assert [asked_for(sandbox, order) for order in orders] == [5, 2, 1, 1, 1]
+        await wait_for_storage_requests(sandbox, orders[0], ended, finished=True)
+    await wait_for_storage_requests(sandbox, orders[0], 1, finished=False)
+    assert [requested_images(sandbox, order) for order in orders] == [5, 2, 1, 1, 1]
     sandbox.faults.release_all()
     for found in await asyncio.gather(*downloads):
         assert found == {f"{n}.jpg": jpeg(500, n) for n in range(6)}
 
 
-# Clients that leave while nothing is written to them.
+# Disconnects while nothing is written.
 
 
 Wait = Callable[[Sandbox, SandboxOrder, pytest.MonkeyPatch], asyncio.Event]
@@ -547,33 +551,37 @@ def _next_byte(sandbox: Sandbox, order: SandboxOrder, _: pytest.MonkeyPatch) -> 
 
 def _retry(sandbox: Sandbox, order: SandboxOrder, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=503, retry_after=3600), origin="api")
-    begun, backoff_seconds = asyncio.Event(), retry.backoff_seconds
+    started, backoff_seconds = asyncio.Event(), retry.backoff_seconds
 
-    def watched(tries: int, asked_seconds: float | None, chance: float) -> float:
-        begun.set()
-        return backoff_seconds(tries, asked_seconds, chance)
+    def observed(failed_attempts: int, retry_after: float | None, chance: float) -> float:
+        started.set()
+        return backoff_seconds(failed_attempts, retry_after, chance)
 
-    monkeypatch.setattr(retry, "backoff_seconds", watched)
-    return begun
+    monkeypatch.setattr(retry, "backoff_seconds", observed)
+    return started
 
 
 WAITS: list[Wait] = [_order_look_up, _redirect, _first_byte, _next_byte, _retry]
 
 
 @pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__.strip("_"))
-async def test_client_that_leaves_while_the_upstream_is_waited_for(
-    wait: Wait, sandbox: Sandbox, start_service: StartService, inside: Inside, monkeypatch: pytest.MonkeyPatch
+async def test_disconnect_during_an_upstream_wait_cancels_it(
+    wait: Wait,
+    sandbox: Sandbox,
+    start_service: StartService,
+    current_context: CurrentContext,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever is waited for, nobody waits on for a client that has gone, and nothing more is asked for it."""
+    """After a disconnect every wait for the upstream ends, and no further upstream request is sent."""
     service = await start_service()
     order = add_order(sandbox, [400_000])
     waiting = wait(sandbox, order, monkeypatch)
-    async with silent_reader(service, order):
+    async with stalled_client(service, order):
         await waiting.wait()
-        asked = len(sandbox.requests)
-        assert inside().admission.active == 1
-    await inside().admission.wait_until_idle()
-    await sandbox.wait_until(all_at_rest(sandbox))
-    assert len(sandbox.requests) == asked
-    assert inside().total_budget.held_bytes == 0
-    assert count_of(inside(), "client_gone") == 1
+        requests_before = len(sandbox.requests)
+        assert current_context().admission.active == 1
+    await current_context().admission.wait_until_idle()
+    await sandbox.wait_until(is_idle(sandbox))
+    assert len(sandbox.requests) == requests_before
+    assert current_context().total_budget.held_bytes == 0
+    assert count_of(current_context(), "client_gone") == 1

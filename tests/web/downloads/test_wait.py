@@ -1,4 +1,4 @@
-"""Live orders: ready images stream at once, the others as they become ready, the rest is reported; and the webhook."""
+"""Downloads with ``wait``, whose images stream as they become ready; the webhook; and selection by a request body."""
 
 import asyncio
 import io
@@ -16,12 +16,12 @@ from tests.archives import download, entries, images_url, jpeg
 from tests.conftest import StartService
 
 SECRET = "what-the-api-sends"
-NOTICE = {"event": "image_processed", "error": False, "order_is_processing": True}
+WEBHOOK_BODY = {"event": "image_processed", "error": False, "order_is_processing": True}
 
 
 @pytest.fixture
 async def live(start_service: StartService) -> str:
-    """The URL of a service that takes notices: so no test waits for the next look."""
+    """The URL of a service with a webhook, so that tests need not wait for the next poll."""
     return await start_service(webhook_secret=SecretStr(SECRET))
 
 
@@ -31,18 +31,18 @@ def image(number: int, **facts: Any) -> SandboxImage:
 
 
 async def notify(client: aiohttp.ClientSession, service: str, order_id: str) -> None:
-    """Send what the API sends when an image is processed."""
-    notice = {**NOTICE, "order_id": order_id}
+    """Send the webhook that the API sends when an image is processed."""
+    body = {**WEBHOOK_BODY, "order_id": order_id}
     async with client.post(
-        f"{service}/webhooks/autoenhance", json=notice, headers={"Authentication": SECRET}
-    ) as answer:
-        assert answer.status == 204
+        f"{service}/webhooks/autoenhance", json=body, headers={"Authentication": SECRET}
+    ) as response:
+        assert response.status == 204
 
 
-async def waited_for(
+async def download_with_webhooks(
     client: aiohttp.ClientSession, service: str, order_id: str, query: str = "?wait=60"
 ) -> tuple[int, bytes]:
-    """Download while notices make the service look again; return status and body."""
+    """Download while webhooks make the service poll; return status and body."""
 
     async def fetch() -> tuple[int, bytes]:
         async with client.get(images_url(service, order_id, query)) as response:
@@ -54,19 +54,19 @@ async def waited_for(
     return await fetching
 
 
-async def test_images_come_as_they_become_ready(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
-    """What is ready streams before anything else is; what becomes ready joins, under the names of the whole order."""
+async def test_images_stream_as_they_become_ready(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
+    """Ready images stream at once, the others when they become ready, with the names of the full archive."""
     order = sandbox.add_order([image(0, ready_after_polls=3), image(1), image(2, ready_after_polls=5)])
-    status, body = await waited_for(client, live, order.order_id)
+    status, body = await download_with_webhooks(client, live, order.order_id)
     assert status == 200
     assert entries(body) == {f"{n}.jpg": jpeg(1000 + n, n) for n in range(3)}
     assert list(entries(body)) == ["1.jpg", "0.jpg", "2.jpg"]
 
 
-async def test_the_first_image_leaves_before_the_last_is_ready(
+async def test_ready_image_is_sent_before_others_are_ready(
     sandbox: Sandbox, live: str, client: aiohttp.ClientSession
 ) -> None:
-    """The caller has the ready image in hand while the other is still being processed."""
+    """The client gets the ready image while the other one is being processed."""
     order = sandbox.add_order([image(0), image(1, status="processing")])
     async with client.get(images_url(live, order.order_id, "?wait=60")) as response:
         first = await response.content.readuntil(b"\xff\xd9")
@@ -78,39 +78,43 @@ async def test_the_first_image_leaves_before_the_last_is_ready(
         assert len(entries(first + await rest)) == 2
 
 
-async def test_without_notices_the_order_is_looked_at_again(
-    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
-) -> None:
-    """The service asks by itself."""
+async def test_order_is_polled_without_webhooks(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Without webhooks the service polls the order automatically."""
     order = sandbox.add_order([image(0, ready_after_polls=1)])
     assert list(await download(client, images_url(service, order.order_id, "?wait=60"))) == ["0.jpg"]
 
 
-async def test_what_fails_meanwhile_is_final(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
-    """An image that turns out to have failed is reported as such, and not waited for."""
+async def test_image_that_fails_during_the_wait_is_reported(
+    sandbox: Sandbox, live: str, client: aiohttp.ClientSession
+) -> None:
+    """An image that fails during the wait is reported as failed, and the wait for it ends."""
     order = sandbox.add_order([image(0), image(1, ready_after_polls=2, ready_status="error")])
-    _, body = await waited_for(client, live, order.order_id)
+    _, body = await download_with_webhooks(client, live, order.order_id)
     manifest = json.loads(entries(body)["_manifest.json"])
     assert [one["reason"] for one in manifest["images"]] == [None, "processing_failed"]
 
 
-async def test_what_is_not_ready_in_time_is_reported(service: str, client: aiohttp.ClientSession) -> None:
-    """When the wait is over, the rest is in the report as not ready."""
+async def test_images_not_ready_in_time_are_reported(service: str, client: aiohttp.ClientSession) -> None:
+    """When the wait ends, the remaining images are reported as not ready."""
     files = await download(client, images_url(service, PARTIAL_ORDER_ID, "?wait=1"))
     reasons = sorted(one["reason"] or "" for one in json.loads(files["_manifest.json"])["images"])
     assert reasons == ["", "", "", "expired", "not_ready", "not_ready", "processing_failed"]
 
 
-async def test_nothing_ready_in_time(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """If no image becomes ready while the caller waits, the status says so."""
+async def test_wait_without_a_ready_image_is_a_422(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """If no image becomes ready during the wait, the response is a 422."""
     order = sandbox.add_order([image(0, status="processing")])
     async with client.get(images_url(service, order.order_id, "?wait=1")) as response:
         problem = await response.json()
     assert (response.status, problem["failures"][0]["reason"]) == (422, "not_ready")
 
 
-async def test_images_that_appear_and_disappear(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
-    """An image added meanwhile comes behind all others; one taken out is reported; names that were given stay."""
+async def test_images_may_be_added_and_removed_during_the_wait(
+    sandbox: Sandbox, live: str, client: aiohttp.ClientSession
+) -> None:
+    """An added image follows all others, a removed one is reported, and names do not change."""
     order = sandbox.add_order([image(0), image(1, status="processing")], processing=True)
 
     def change() -> None:
@@ -119,24 +123,24 @@ async def test_images_that_appear_and_disappear(sandbox: Sandbox, live: str, cli
         order.is_processing = False
 
     sandbox.on_poll(order.order_id, 3, change)
-    _, body = await waited_for(client, live, order.order_id)
+    _, body = await download_with_webhooks(client, live, order.order_id)
     files = entries(body)
     assert [name for name in files if name.endswith(".jpg")] == ["0.jpg", "0_2.jpg"]
     manifest = json.loads(files["_manifest.json"])
     assert [(one["position"], one["reason"]) for one in manifest["images"]] == [(0, None), (1, "not_found"), (2, None)]
-    assert manifest["retry_urls"] == [], "an id that is not in the order would be refused"
+    assert manifest["retry_urls"] == [], "an id that is not in the order would be rejected"
 
 
 @pytest.mark.parametrize("processing", [True, False], ids=["busy", "not busy"])
-@pytest.mark.parametrize("lacking", ["no list", "no images", "one image"])
-async def test_a_look_up_that_lacks_images(
-    lacking: str,
+@pytest.mark.parametrize("unlisted", ["no list", "no images", "one image"])
+async def test_temporarily_unlisted_images_are_awaited(
+    unlisted: str,
     processing: bool,  # noqa: FBT001 - a parameter of the test
     sandbox: Sandbox,
     live: str,
     client: aiohttp.ClientSession,
 ) -> None:
-    """Images that one look-up does not list are awaited, and arrive when they are listed again."""
+    """Images that a poll does not list are awaited, and arrive when they are listed again."""
     order = sandbox.add_order([image(0), image(1, ready_after_polls=5), image(2, ready_after_polls=6)])
     order.is_processing = processing
     hidden = {
@@ -144,26 +148,28 @@ async def test_a_look_up_that_lacks_images(
         "no images": [one.image_id for one in order.images],
         "one image": [order.images[1].image_id],
     }
-    sandbox.hide_images(order.order_id, [2, 3, 5], hidden[lacking])
+    sandbox.hide_images(order.order_id, [2, 3, 5], hidden[unlisted])
     sandbox.on_poll(order.order_id, 8, lambda: setattr(order, "is_processing", False))
-    status, body = await waited_for(client, live, order.order_id)
+    status, body = await download_with_webhooks(client, live, order.order_id)
     assert (status, entries(body)) == (200, {f"{n}.jpg": jpeg(1000 + n, n) for n in range(3)})
 
 
-async def test_merging_again_during_the_wait(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
-    """While an order is being merged it lists no images; none of those that are awaited is given up for it."""
+async def test_merging_during_the_wait_loses_no_image(
+    sandbox: Sandbox, live: str, client: aiohttp.ClientSession
+) -> None:
+    """An order being merged lists no images; the awaited ones are still awaited."""
     order = sandbox.add_order([image(0), image(1, status="processing")])
     sandbox.on_poll(order.order_id, 2, lambda: sandbox.set_merging(order.order_id, merging=True))
     sandbox.on_poll(order.order_id, 7, lambda: sandbox.set_merging(order.order_id, merging=False))
     sandbox.on_poll(order.order_id, 8, lambda: sandbox.set_status(order.images[1].image_id, "processed"))
-    _, body = await waited_for(client, live, order.order_id)
+    _, body = await download_with_webhooks(client, live, order.order_id)
     assert sorted(entries(body)) == ["0.jpg", "1.jpg"]
 
 
-async def test_an_image_that_is_not_listed_in_the_end(
+async def test_unlisted_image_of_a_busy_order_is_not_ready(
     sandbox: Sandbox, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """What a busy order does not list when the wait ends is not ready, and can be fetched later."""
+    """An image that a busy order does not list when the wait ends is not ready, and is in the retry URL."""
     order = sandbox.add_order([image(0), image(1, status="processing")], processing=True)
     sandbox.hide_images(order.order_id, range(2, 100), [order.images[1].image_id])
     files = await download(client, images_url(service, order.order_id, "?wait=2"))
@@ -172,32 +178,30 @@ async def test_an_image_that_is_not_listed_in_the_end(
     assert order.images[1].image_id in manifest["retry_urls"][0]
 
 
-async def test_an_image_that_comes_back_is_bought_once(
-    sandbox: Sandbox, live: str, client: aiohttp.ClientSession
-) -> None:
-    """max_credits holds, and suffices, for an image that was not listed for a while."""
+async def test_relisted_image_is_bought_once(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
+    """``max_credits`` counts an image that was temporarily not listed once."""
     order = sandbox.add_order([image(0), image(1, ready_after_polls=5)], processing=True)
     sandbox.hide_images(order.order_id, [2, 4], [order.images[1].image_id])
     sandbox.on_poll(order.order_id, 7, lambda: setattr(order, "is_processing", False))
-    _, body = await waited_for(client, live, order.order_id, "?wait=60&preview=false&max_credits=2")
+    _, body = await download_with_webhooks(client, live, order.order_id, "?wait=60&preview=false&max_credits=2")
     assert sorted(entries(body)) == ["0.jpg", "1.jpg"]
     assert sandbox.ledger == {one.image_id: 1 for one in order.images}
 
 
-async def test_who_names_images_waits_for_these_only(
+async def test_selection_waits_for_its_own_images_only(
     sandbox: Sandbox, live: str, client: aiohttp.ClientSession
 ) -> None:
-    """A busy order keeps nobody waiting whose own images are there."""
+    """A download whose selected images are ready does not wait for a busy order."""
     order = sandbox.add_order([image(0), image(1, status="processing")])
     query = f"?wait=60&only={order.images[0].image_id}"
     assert list(await download(client, images_url(live, order.order_id, query))) == ["0.jpg"]
     assert order.polls == 1
 
 
-async def test_what_appears_is_bounded(
+async def test_added_images_are_bounded(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """An order that grows beyond MAX_IMAGES_PER_ORDER gives what fits, and names the rest."""
+    """Images added beyond MAX_IMAGES_PER_ORDER are reported as rejected."""
     service = await start_service(webhook_secret=SecretStr(SECRET), max_images_per_order=2)
     order = sandbox.add_order([image(0)], processing=True)
 
@@ -207,13 +211,13 @@ async def test_what_appears_is_bounded(
         order.is_processing = False
 
     sandbox.on_poll(order.order_id, 2, change)
-    _, body = await waited_for(client, service, order.order_id)
+    _, body = await download_with_webhooks(client, service, order.order_id)
     manifest = json.loads(entries(body)["_manifest.json"])
     assert [one["reason"] for one in manifest["images"]] == [None, None, "rejected"]
 
 
-async def test_an_order_that_is_still_merging(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
-    """While brackets are grouped no image is listed; a caller that waits gets them when they are."""
+async def test_wait_includes_merging(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
+    """No image is listed while brackets are merged; a download with ``wait`` gets them afterwards."""
     order = sandbox.add_order([], merging=True)
 
     def merged() -> None:
@@ -222,22 +226,22 @@ async def test_an_order_that_is_still_merging(sandbox: Sandbox, live: str, clien
         sandbox.add_image(order.order_id, image(1))
 
     sandbox.on_poll(order.order_id, 3, merged)
-    status, body = await waited_for(client, live, order.order_id)
+    status, body = await download_with_webhooks(client, live, order.order_id)
     assert (status, sorted(entries(body))) == (200, ["0.jpg", "1.jpg"])
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "names"),
+    ("selected", "status", "names"),
     [
         pytest.param("id-of-1", 200, ["1.jpg"], id="in the list"),
         pytest.param("id-of-2", 200, ["2.jpg"], id="in the list, and not ready yet"),
         pytest.param("id-of-9", 400, [], id="not in the list"),
     ],
 )
-async def test_who_names_images_waits_for_the_list(
-    asked: str, status: int, names: list[str], sandbox: Sandbox, live: str, client: aiohttp.ClientSession
+async def test_selection_is_validated_after_merging(
+    selected: str, status: int, names: list[str], sandbox: Sandbox, live: str, client: aiohttp.ClientSession
 ) -> None:
-    """Whether an order has an image is not known while it is being merged: nobody is refused for it till then."""
+    """A selected image cannot be validated while the order is being merged, so it is validated afterwards."""
     order = sandbox.add_order([], merging=True)
 
     def merged() -> None:
@@ -246,25 +250,25 @@ async def test_who_names_images_waits_for_the_list(
             sandbox.add_image(order.order_id, image(number, image_id=f"id-of-{number}", ready_after_polls=polls))
 
     sandbox.on_poll(order.order_id, 3, merged)
-    found, body = await waited_for(client, live, order.order_id, f"?wait=60&only={asked}")
+    found, body = await download_with_webhooks(client, live, order.order_id, f"?wait=60&only={selected}")
     assert found == status, body
     if status == 200:
         assert list(entries(body)) == names
     else:
         problem = json.loads(body)
-        assert (problem["type"], problem["image_id"]) == ("/problems/image-not-in-order", asked)
+        assert (problem["type"], problem["image_id"]) == ("/problems/image-not-in-order", selected)
 
 
-async def test_a_list_that_does_not_come_in_time(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """If the order is still being merged when the wait is over, that is the answer, also to who names images."""
+async def test_merging_beyond_the_wait_is_a_409(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """If the order is still being merged when the wait ends, the response is a 409, also with a selection."""
     order = sandbox.add_order([], merging=True)
     async with client.get(images_url(service, order.order_id, "?wait=1&only=x")) as response:
         assert (response.status, (await response.json())["type"]) == (409, "/problems/order-not-ready")
     assert order.polls > 1
 
 
-async def test_one_look_serves_all_who_wait(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
-    """Archives that wait for the same order share the looks at it."""
+async def test_concurrent_waits_share_polls(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
+    """Downloads that wait for the same order share its polls."""
     order = sandbox.add_order([image(0), image(1, status="processing")])
     urls = [images_url(live, order.order_id, "?wait=60")] * 5
     responses = await asyncio.gather(*(client.get(url) for url in urls))
@@ -276,48 +280,48 @@ async def test_one_look_serves_all_who_wait(sandbox: Sandbox, live: str, client:
     assert (before, order.polls) == (5, 6)
 
 
-async def test_a_look_that_fails_ends_nothing(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
-    """Whoever waits goes on waiting when the upstream fails for a moment."""
+async def test_failed_poll_does_not_end_the_wait(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
+    """The wait continues after temporary upstream failures."""
     order = sandbox.add_order([image(0), image(1, ready_after_polls=2)])
     sandbox.faults.order(order.order_id, [None, *[Fault(Kind.STATUS, status=404)] * 2])
-    _, body = await waited_for(client, live, order.order_id)
+    _, body = await download_with_webhooks(client, live, order.order_id)
     assert sorted(entries(body)) == ["0.jpg", "1.jpg"]
 
 
 @pytest.mark.parametrize("streaming", [True, False], ids=["after the first byte", "before it"])
-async def test_a_fault_of_ours_while_waiting(
+async def test_bug_while_polling_fails_the_download(
     sandbox: Sandbox,
     live: str,
     client: aiohttp.ClientSession,
     monkeypatch: pytest.MonkeyPatch,
     streaming: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """A mistake in the looks breaks the archive off, or is a 500: it does not pass for images that never got ready."""
-    answers: list[bytes] = []
+    """An unexpected exception while polling aborts the archive, or is a 500; images are not reported as not ready."""
+    payloads: list[bytes] = []
 
     def fail_later(order_id: str, payload: bytes) -> Order:
-        answers.append(payload)
-        if len(answers) > 1:
+        payloads.append(payload)
+        if len(payloads) > 1:
             raise ZeroDivisionError
         return read_order(order_id, payload)
 
     monkeypatch.setattr("service.upstream.api.read_order", fail_later)
     images = [image(0), image(1, status="processing")] if streaming else []
     order = sandbox.add_order(images, merging=not streaming)
-    asking = asyncio.create_task(client.get(images_url(live, order.order_id, "?wait=60")))
+    download_task = asyncio.create_task(client.get(images_url(live, order.order_id, "?wait=60")))
     if streaming:
-        await asyncio.wait([asking])
-    while len(answers) < 2:
+        await asyncio.wait([download_task])
+    while len(payloads) < 2:
         await notify(client, live, order.order_id)
-    response = await asking
+    response = await download_task
     assert response.status == (200 if streaming else 500)
     if streaming:
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()
 
 
-async def test_a_client_that_leaves_ends_the_looks(sandbox: Sandbox, live: str) -> None:
-    """Nobody looks at an order that nobody waits for."""
+async def test_disconnect_ends_polling(sandbox: Sandbox, live: str) -> None:
+    """After the last waiting client disconnects, the order is not polled."""
     order = sandbox.add_order([image(0), image(1, status="processing")])
     async with aiohttp.ClientSession() as leaving:
         response = await leaving.get(images_url(live, order.order_id, "?wait=60"))
@@ -330,8 +334,8 @@ async def test_a_client_that_leaves_ends_the_looks(sandbox: Sandbox, live: str) 
     assert order.polls == polls == 1
 
 
-async def test_nothing_is_bought_for_who_waits_no_longer(sandbox: Sandbox, live: str) -> None:
-    """What becomes ready after the client has left is not bought for it."""
+async def test_disconnect_during_the_wait_buys_nothing_more(sandbox: Sandbox, live: str) -> None:
+    """An image that becomes ready after a disconnect is not bought."""
     order = sandbox.add_order([image(0), image(1, status="processing")])
     async with aiohttp.ClientSession() as leaving:
         response = await leaving.get(images_url(live, order.order_id, "?wait=60&preview=false"))
@@ -345,8 +349,8 @@ async def test_nothing_is_bought_for_who_waits_no_longer(sandbox: Sandbox, live:
     assert sandbox.ledger == {order.images[0].image_id: 1}
 
 
-async def test_credits_bound_what_appears(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
-    """An image that appears later is bought only within max_credits."""
+async def test_max_credits_bounds_added_images(sandbox: Sandbox, live: str, client: aiohttp.ClientSession) -> None:
+    """Images added during the wait are bought only within ``max_credits``."""
     order = sandbox.add_order([image(0), image(1, status="processing")], processing=True)
 
     def change() -> None:
@@ -356,14 +360,14 @@ async def test_credits_bound_what_appears(sandbox: Sandbox, live: str, client: a
         order.is_processing = False
 
     sandbox.on_poll(order.order_id, 3, change)
-    _, body = await waited_for(client, live, order.order_id, "?wait=60&preview=false&max_credits=3")
+    _, body = await download_with_webhooks(client, live, order.order_id, "?wait=60&preview=false&max_credits=3")
     manifest = json.loads(entries(body)["_manifest.json"])
     assert [one["reason"] for one in manifest["images"]] == [None, None, None, "no_credits"]
     assert sandbox.credits_spent == 3
 
 
 @pytest.mark.parametrize("wait", ["-1", "601", "x"])
-async def test_bad_waits(wait: str, service: str, client: aiohttp.ClientSession) -> None:
+async def test_invalid_wait_is_rejected(wait: str, service: str, client: aiohttp.ClientSession) -> None:
     """A wait is a number of seconds up to WAIT_MAX_SECONDS."""
     async with client.get(images_url(service, DEMO_ORDER_ID, f"?wait={wait}")) as response:
         assert (response.status, (await response.json())["parameter"]) == (400, "wait")
@@ -381,45 +385,51 @@ async def test_bad_waits(wait: str, service: str, client: aiohttp.ClientSession)
         pytest.param("", b"{}", 401, id="no secret"),
     ],
 )
-async def test_notices(secret: str, body: bytes, status: int, live: str, client: aiohttp.ClientSession) -> None:
-    """Notices are taken with the secret only, whatever they say."""
+async def test_webhook_requires_its_secret(
+    secret: str, body: bytes, status: int, live: str, client: aiohttp.ClientSession
+) -> None:
+    """Webhooks are accepted only with the secret; unknown JSON is accepted, other bodies are not."""
     headers = {"Authentication": secret}
     async with client.post(f"{live}/webhooks/autoenhance", data=body, headers=headers) as response:
         assert response.status == status
 
 
-async def test_wrong_secrets_of_notices_count_as_guesses(
+async def test_wrong_webhook_secrets_are_rate_limited(
     start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
-    """Whoever tries secrets out gets a 429, for the right one and for keys too; a notice without one is no guess."""
+    """After too many wrong secrets an address gets 429, also with the right one or a key; no secret is no failure."""
     keys = {"service_api_keys": (SecretStr("a-key-of-the-service"),), "webhook_secret": SecretStr(SECRET)}
     service = await start_service(**keys, auth_failures_per_minute=2)
 
-    async def noticed(secret: str) -> int:
+    async def webhook_status(secret: str) -> int:
         headers = {"Authentication": secret} if secret else {}
         async with client.post(f"{service}/webhooks/autoenhance", json={}, headers=headers) as response:
             return response.status
 
-    assert [await noticed(secret) for secret in ("", "", "", SECRET)] == [401, 401, 401, 204]
-    assert [await noticed(secret) for secret in ("wrong", "also wrong", SECRET)] == [401, 401, 429]
-    async with client.get(images_url(service, DEMO_ORDER_ID), headers={"X-API-Key": "a-key-of-the-service"}) as refused:
-        assert (refused.status, int(refused.headers["Retry-After"]) > 0) == (429, True)
+    assert [await webhook_status(secret) for secret in ("", "", "", SECRET)] == [401, 401, 401, 204]
+    assert [await webhook_status(secret) for secret in ("wrong", "also wrong", SECRET)] == [401, 401, 429]
+    async with client.get(
+        images_url(service, DEMO_ORDER_ID), headers={"X-API-Key": "a-key-of-the-service"}
+    ) as response:
+        assert (response.status, int(response.headers["Retry-After"]) > 0) == (429, True)
 
 
-async def test_notices_are_off_without_a_secret(service: str, client: aiohttp.ClientSession) -> None:
-    """A service that was given no secret believes nobody."""
+async def test_webhook_is_off_without_a_secret(service: str, client: aiohttp.ClientSession) -> None:
+    """Without WEBHOOK_SECRET every webhook is rejected."""
     async with client.post(f"{service}/webhooks/autoenhance", json={}, headers={"Authentication": ""}) as response:
         assert (response.status, (await response.json())["type"]) == (503, "/problems/webhooks-not-configured")
 
 
-# Fetch what is missing.
+# Selection by a request body.
 
 
-async def test_a_manifest_brings_what_it_lacks(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """POST with the manifest of an archive gives exactly the images that are missing there."""
+async def test_manifest_selects_its_missing_images(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """POST with an archive's manifest downloads exactly the images that it lists as missing."""
     order = sandbox.add_order([image(n) for n in range(4)])
-    for lost in (1, 3):
-        sandbox.faults.always(order.images[lost].image_id, Fault(Kind.STATUS, status=404), origin="api")
+    for failing in (1, 3):
+        sandbox.faults.always(order.images[failing].image_id, Fault(Kind.STATUS, status=404), origin="api")
     files = await download(client, images_url(service, order.order_id))
     sandbox.faults.clear()
     url = images_url(service, order.order_id, "?manifest=always")
@@ -430,14 +440,12 @@ async def test_a_manifest_brings_what_it_lacks(sandbox: Sandbox, service: str, c
         assert (response.status, await response.read()) == (204, b"")
 
 
-async def test_a_manifest_may_be_older_than_the_order(
-    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
-) -> None:
-    """What was taken out of the order meanwhile is reported, and keeps nothing else back: not by body, nor by URL."""
+async def test_manifest_may_list_removed_images(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+    """Images removed from the order are reported as missing, and the other images are downloaded."""
     order = sandbox.add_order([image(0), image(1, status="processing"), image(2, status="processing")])
     files = await download(client, images_url(service, order.order_id))
-    gone, ready = order.images[1], order.images[2]
-    sandbox.remove_image(gone.image_id)
+    removed, ready = order.images[1], order.images[2]
+    sandbox.remove_image(removed.image_id)
     ready.status = "processed"
     async with client.post(images_url(service, order.order_id), data=files["_manifest.json"]) as response:
         assert (response.status, response.headers["X-Total-Images"]) == (200, "2")
@@ -446,16 +454,18 @@ async def test_a_manifest_may_be_older_than_the_order(
     manifest = json.loads(rest["_manifest.json"])
     assert [(one["image_id"], one["reason"]) for one in manifest["images"]] == [
         (ready.image_id, None),
-        (gone.image_id, "not_found"),
+        (removed.image_id, "not_found"),
     ]
-    assert (manifest["missing"], manifest["retry_urls"]) == ([gone.image_id], [])
+    assert (manifest["missing"], manifest["retry_urls"]) == ([removed.image_id], [])
     async with client.post(images_url(service, order.order_id), data=rest["_manifest.json"]) as response:
         problem = await response.json()
     assert (response.status, [one["reason"] for one in problem["failures"]]) == (422, ["not_found"])
 
 
-async def test_many_ids_need_no_url(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
-    """Ids that no URL could hold are taken from the body."""
+async def test_body_selects_more_images_than_a_url(
+    sandbox: Sandbox, service: str, client: aiohttp.ClientSession
+) -> None:
+    """A request body selects more ids than fit in a URL."""
     order = sandbox.add_order([image(n) for n in range(301)])
     only = [one.image_id for one in order.images[1:]]
     async with client.post(images_url(service, order.order_id), json={"only": only}) as response:
@@ -469,7 +479,7 @@ async def test_many_ids_need_no_url(sandbox: Sandbox, service: str, client: aioh
     [
         pytest.param("", b"{", id="no JSON"),
         pytest.param("", b"[]", id="no object"),
-        pytest.param("", b"{}", id="nothing asked for"),
+        pytest.param("", b"{}", id="nothing selected"),
         pytest.param("", b'{"only": []}', id="empty list"),
         pytest.param("", b'{"only": [1]}', id="no ids"),
         pytest.param("", b'{"missing": ["x"], "order_id": "another"}', id="another order"),
@@ -478,9 +488,9 @@ async def test_many_ids_need_no_url(sandbox: Sandbox, service: str, client: aioh
         pytest.param("", b" " * (2000 * 2048 + 1), id="too large"),
     ],
 )
-async def test_bodies_that_ask_for_nothing(
+async def test_invalid_selection_is_rejected(
     query: str, body: bytes, service: str, client: aiohttp.ClientSession
 ) -> None:
-    """What is no manifest of this order and no list of its images is refused."""
+    """A body that is neither a manifest of this order nor a list of its images is a 400."""
     async with client.post(images_url(service, DEMO_ORDER_ID, query), data=io.BytesIO(body)) as response:
         assert response.status == 400

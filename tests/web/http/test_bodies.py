@@ -19,13 +19,13 @@ LOCKED: dict[str, Any] = {
     "signing_keys": (SecretStr("s" * 32),),
     "max_images_per_order": 10,
 }
-AS_CALLER, AS_JSON = b"X-API-Key: " + KEY.encode(), b"Content-Type: application/json"
+AS_CLIENT, AS_JSON = b"X-API-Key: " + KEY.encode(), b"Content-Type: application/json"
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Each route whose handler reads a whole body: path, header fields, and one byte more than its limit.
 ROUTES = [
     pytest.param("/session", AS_JSON, 4097, id="session"),
-    pytest.param(f"/orders/{DEMO_ORDER_ID}/links", AS_CALLER, 64 * 1024 + 1, id="link"),
-    pytest.param(f"/orders/{DEMO_ORDER_ID}/images", AS_CALLER, 10 * 2048 + 1, id="list"),
+    pytest.param(f"/orders/{DEMO_ORDER_ID}/links", AS_CLIENT, 64 * 1024 + 1, id="link"),
+    pytest.param(f"/orders/{DEMO_ORDER_ID}/images", AS_CLIENT, 10 * 2048 + 1, id="list"),
     pytest.param("/webhooks/autoenhance", b"Authentication: " + NOTICE.encode(), 64 * 1024 + 1, id="notice"),
 ]
 

@@ -23,7 +23,7 @@ LOCKED: dict[str, Any] = {
 }
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 FORM = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n' + jpeg(3000) + b"\r\n--b--\r\n"
-AS_CALLER, SIGN_IN = b"X-API-Key: " + KEY.encode(), b'{"key": "%s"}' % KEY.encode()
+AS_CLIENT, SIGN_IN = b"X-API-Key: " + KEY.encode(), b'{"key": "%s"}' % KEY.encode()
 UPLOAD = "/api/create-order", b"Content-Type: multipart/form-data; boundary=b", FORM
 
 
@@ -96,10 +96,10 @@ async def test_upload_at_capacity_gets_no_100(start_service: StartService) -> No
     ("path", "fields", "body", "status", "rejected"),
     [
         pytest.param(UPLOAD[0], UPLOAD[1] + b"\r\nX-Admin-Token: " + ADMIN.encode(), FORM, 201, 401, id="upload"),
-        pytest.param(f"/orders/{DEMO_ORDER_ID}/links", AS_CALLER, b"{}", 201, 401, id="link"),
+        pytest.param(f"/orders/{DEMO_ORDER_ID}/links", AS_CLIENT, b"{}", 201, 401, id="link"),
         pytest.param("/session", b"Content-Type: application/json", SIGN_IN, 200, None, id="session"),
         pytest.param("/webhooks/autoenhance", b"Authentication: " + NOTICE.encode(), b"{}", 204, 401, id="notice"),
-        pytest.param(f"/orders/{DEMO_ORDER_ID}/images", AS_CALLER, b'{"missing": []}', 204, 401, id="list"),
+        pytest.param(f"/orders/{DEMO_ORDER_ID}/images", AS_CLIENT, b'{"missing": []}', 204, 401, id="list"),
         pytest.param("/nowhere", b"", b"{}", None, 404, id="nowhere"),
         pytest.param("/health", b"", b"{}", None, 405, id="not allowed"),
     ],

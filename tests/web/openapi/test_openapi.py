@@ -542,7 +542,7 @@ SCENARIOS: dict[Callable[[World], Awaitable[None]], set[str]] = {
     receive_webhook: {"receiveWebhook"},
     operations: {
         *("getHealth", "getLiveness", "getReadiness", "getMetrics", "getStatistics"),
-        *("getPageFacts", "explainProblem", "getDescription"),
+        *("getPageConfig", "explainProblem", "getDescription"),
     },
     sentry_issues: {"listSentryIssues"},
 }

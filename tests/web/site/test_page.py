@@ -12,7 +12,7 @@ from yarl import URL
 
 from service.archive.parameters import PARAMETERS
 from service.errors import concrete_errors
-from service.model import Reason
+from service.model import ArchiveOutcome, Reason
 from service.sandbox import Sandbox
 from service.web.site.page import STATIC
 from service.web.uploads.create_order import ENHANCEMENT_OPTIONS
@@ -62,6 +62,14 @@ def test_page_has_advice_for_every_problem() -> None:
     assert sorted(advice) == sorted(error.slug for error in concrete_errors())
 
 
+def test_page_has_a_title_for_every_outcome() -> None:
+    """The page has a title for each outcome of a download."""
+    text = (STATIC / "download.js").read_text(encoding="utf-8")
+    assert set(re.findall(r"^  ([a-z_]+): \(.*\) =>", text, re.MULTILINE)) == {
+        outcome.value for outcome in ArchiveOutcome
+    }
+
+
 def test_page_has_every_parameter() -> None:
     """Every parameter of a download has an input on the page, or is set by the page."""
     names = set(re.findall(r' name="([a-z_]+)"', (STATIC / "index.html").read_text(encoding="utf-8")))
@@ -88,13 +96,13 @@ async def test_page_config(service: str, start_service: StartService, client: ai
     """The page's configuration has whether there is an API key, the upload limits, and the text of each reason."""
     keyless = await start_service(autoenhance_api_key=None, max_upload_files=7)
     async with client.get(f"{service}/api/page") as response:
-        facts = await response.json()
-    assert (facts["api_key_configured"], facts["demo_order_id"], facts["wait_max_seconds"]) == (True, None, 600)
-    assert set(facts["reasons"]) == {reason.value for reason in Reason}
-    assert facts["reasons"]["not_ready"]["words"] == "It was still being enhanced."
+        config = await response.json()
+    assert (config["api_key_configured"], config["demo_order_id"], config["wait_max_seconds"]) == (True, None, 600)
+    assert set(config["reasons"]) == {reason.value for reason in Reason}
+    assert config["reasons"]["not_ready"]["text"] == "It was still being enhanced."
     async with client.get(f"{keyless}/api/page") as response:
-        facts = await response.json()
-    assert (facts["api_key_configured"], facts["max_upload_files"]) == (False, 7)
+        config = await response.json()
+    assert (config["api_key_configured"], config["max_upload_files"]) == (False, 7)
 
 
 async def test_form_selects_images(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) -> None:

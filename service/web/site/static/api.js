@@ -1,6 +1,6 @@
-// Talks to the service: JSON in, JSON out, and every refusal as a Problem.
+// The client of the service: JSON in, JSON out, and every error as a Problem.
 
-/** What the service answered with instead of what was asked for (RFC 9457), or that it did not answer. */
+/** A problem document (RFC 9457) instead of the expected response, or the lack of a response. */
 export class Problem extends Error {
   constructor(document) {
     super(document.title);
@@ -8,29 +8,30 @@ export class Problem extends Error {
   }
 }
 
-export async function ask(path, options = {}) {
+/** Send a request and return the JSON of its response; throw a `Problem` otherwise. */
+export async function request(path, options = {}) {
   let response;
   try {
     response = await fetch(path, { headers: { Accept: "application/json" }, credentials: "same-origin", ...options });
   } catch {
-    throw new Problem({ type: "/problems/unreachable", title: "The service does not answer", detail: "Check the connection." });
+    throw new Problem({ type: "/problems/unreachable", title: "The service does not respond", detail: "Check the connection." });
   }
-  return read(response.status, response.status === 204 ? "" : await response.text());
+  return parse(response.status, response.status === 204 ? "" : await response.text());
 }
 
 export const send = (path, body) =>
-  ask(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
+  request(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } });
 
-/** Return the answer of a status and a body, or throw the problem it is. */
-export function read(status, text) {
-  let answer = null;
+/** Return the JSON of a successful response, or throw the problem it is. */
+export function parse(status, text) {
+  let json = null;
   try {
-    answer = text ? JSON.parse(text) : null;
+    json = text ? JSON.parse(text) : null;
   } catch {
-    throw new Problem({ type: "/problems/unreadable", title: "Something else than this service answered", status });
+    throw new Problem({ type: "/problems/unreadable", title: "The response did not come from this service", status });
   }
   if (status < 200 || status > 299) {
-    throw new Problem(answer ?? { title: `The service answered with status ${status}`, status });
+    throw new Problem(json ?? { title: `The service responded with status ${status}`, status });
   }
-  return answer;
+  return json;
 }

@@ -1,6 +1,6 @@
-// The page: joins the order, the choices, the download, the upload and the session. Start reading here.
+// Entry point of the page: connects order, options, download, upload and session. Start reading here.
 
-import { ask, send } from "./api.js";
+import { request, send } from "./api.js";
 import { byId, copy, count, duration, make, plural, reveal, show } from "./dom.js";
 import { Download } from "./download.js";
 import { canWait, command, parameters, price, spendsCredits } from "./options.js";
@@ -9,24 +9,24 @@ import { notice } from "./problems.js";
 import { Session } from "./session.js";
 import { Upload } from "./upload.js";
 
-// Without these nothing works; whoever reads that the service does not answer can only come again.
-const facts = await ask("/api/page").catch((problem) => { say(notice(problem.document)); throw problem; });
+// Nothing works without these: if the request fails, the page shows only that.
+const config = await request("/api/page").catch((problem) => { say(notice(problem.document)); throw problem; });
 const session = new Session(sessionChanged, signedIn);
-const view = new OrderView(facts.reasons, orderChanged);
+const view = new OrderView(config.reasons, orderChanged);
 const download = new Download(
-  facts.reasons,
-  (image) => view.progress(image),
+  config.reasons,
+  (image) => view.showProgress(image),
   choicesChanged,
-  () => attempt(() => ask(`/orders/${download.order.order_id}`)), // it may be that the visitor must sign in again
+  () => attempt(() => request(`/orders/${download.order.order_id}`)), // the session may have expired
 );
-const upload = new Upload(facts, created, signInIfNeeded);
+const upload = new Upload(config, created, signInIfNeeded);
 
 function say(...notices) {
   byId("notices").replaceChildren(...notices);
   if (notices.length) reveal(byId("notices"));
 }
 
-/** Run what a visitor asked for; a refusal is told, and where a key would help, asked for. */
+/** Run an action; show a problem as a notice, and the sign-in dialog where a key would help. */
 async function attempt(action) {
   say();
   try {
@@ -57,9 +57,9 @@ async function find(id) {
   reveal(byId("order"), "start");
 }
 
-/** What is shown belongs to the id in the field, and to who may see it. */
+/** Hide the order: it belongs to another id, or may be seen only with a key. */
 function hideOrder() {
-  view.forget();
+  view.clear();
   show(byId("choices"), false);
 }
 
@@ -68,20 +68,20 @@ async function created(id) {
   await find(id);
 }
 
-/** Put an order's id into the field; where it is the demo order's, say so. */
+/** Put an order's id into the field; mark the demo order. */
 function prefill(id) {
   byId("order-id").value = id;
-  if (!facts.demo_order_id) return;
-  const demo = id === facts.demo_order_id ? " The demo order is filled in." : "";
+  if (!config.demo_order_id) return;
+  const demo = id === config.demo_order_id ? " The demo order is filled in." : "";
   byId("order-hint").textContent = `This is the sandbox: made-up orders, no real credits.${demo}`;
 }
 
 function orderChanged() {
-  const another = download.order?.order_id !== view.order.order_id;
-  if (another && !download.running) show(byId("progress"), false);
+  const isOther = download.order?.order_id !== view.order.order_id;
+  if (isOther && !download.running) show(byId("progress"), false);
   show(byId("choices"));
-  show(byId("wait-row"), canWait(view.order, facts));
-  byId("wait-hint").textContent = `They join the ZIP as they become ready, for up to ${duration(facts.wait_max_seconds)}.`;
+  show(byId("wait-row"), canWait(view.order, config));
+  byId("wait-hint").textContent = `They join the ZIP as they become ready, for up to ${duration(config.wait_max_seconds)}.`;
   choicesChanged();
 }
 
@@ -91,74 +91,74 @@ function sessionChanged() {
   choicesChanged();
 }
 
-/** Go on with what the key was needed for. */
+/** Continue with the action that required a key. */
 async function signedIn() {
   const id = byId("order-id").value.trim();
   if (id) await find(id);
   else say();
 }
 
-/** Keep everything true that depends on the form, the order and the session. */
+/** Update everything that depends on the form, the order and the session. */
 function choicesChanged() {
   const full = byId("full");
   full.disabled = !session.may("full");
   if (full.disabled && full.checked) byId("options").elements.preview.value = "true";
   if (!view.order) return;
   const { order } = view;
-  const query = parameters(order, facts);
+  const query = parameters(order, config);
   byId("full-hint").textContent = fullHint(order, full.disabled);
-  const [possible, words] = prospect(order, query);
+  const [possible, hint] = summary(order, query);
   byId("download").disabled = !possible || download.running;
-  byId("download-hint").textContent = words;
-  byId("curl").textContent = command(order.order_id, bounded(query, price(order, query)), session.state.key_required);
+  byId("download-hint").textContent = hint;
+  byId("curl").textContent = command(order.order_id, withCreditLimit(query, price(order, query)), session.state.key_required);
   show(byId("share"), session.state.links_enabled);
   show(byId("link-row"), false);
 }
 
-/** Whether a download would bring something, and what, in words. */
-function prospect(order, query) {
+/** Return whether a download would contain anything, and a text that says what. */
+function summary(order, query) {
   const { total, ready, not_ready: coming } = order.counts;
   const waits = query.has("wait");
   if (waits && order.busy && !total) {
     return spendsCredits(query)
-      ? [false, "What it costs can be told when the images are listed. Previews can be had before."]
+      ? [false, "The cost is known when the images are listed. Previews can be downloaded before."]
       : [true, `Begins when the first image is ready, as ${order.archive_name}`];
   }
   if (waits && coming) {
-    const words = ready ? `${plural(ready, "image")} now, ${count(coming)} more` : plural(coming, "image");
-    return [true, `${words} when ready, as ${order.archive_name}`];
+    const text = ready ? `${plural(ready, "image")} now, ${count(coming)} more` : plural(coming, "image");
+    return [true, `${text} when ready, as ${order.archive_name}`];
   }
   return ready ? [true, `${plural(ready, "image")} as ${order.archive_name}`] : [false, "Nothing is ready to be downloaded."];
 }
 
 function fullHint(order, disabled) {
-  if (disabled) return session.possible ? "Spends credits: sign in with a key that may." : "Spends credits: the operator allows it to nobody.";
+  if (disabled) return session.canSignIn ? "Spends credits: sign in with a key that may." : "Spends credits: the operator does not allow it.";
   if (!order.counts.total) return "Spends one credit for each image.";
   const most = order.credits.full_quality;
-  return most ? `Spends up to ${plural(most, "credit")} for this order. You are asked first.` : "Nothing in this order costs a credit any more.";
+  return most ? `Spends up to ${plural(most, "credit")} for this order. You confirm the number first.` : "Nothing in this order costs a credit any more.";
 }
 
-/** What was agreed to, or shown, binds the service. */
-function bounded(query, credits) {
-  const bound = new URLSearchParams(query);
-  if (spendsCredits(query)) bound.set("max_credits", credits);
-  return bound;
+/** Limit the download to the credits that were confirmed or shown. */
+function withCreditLimit(query, credits) {
+  const limited = new URLSearchParams(query);
+  if (spendsCredits(query)) limited.set("max_credits", credits);
+  return limited;
 }
 
-/** Download an order: `only` these images of it, all if there are none. */
+/** Download an order, or `only` the listed images of it. */
 async function begin(order, only = []) {
-  const query = parameters(order, facts);
+  const query = parameters(order, config);
   const credits = price(order, query, only);
-  if (credits && !(await agreed(credits))) return;
+  if (credits && !(await confirmCredits(credits))) return;
   say();
-  download.start(order, bounded(query, credits), only);
+  download.start(order, withCreditLimit(query, credits), only);
   choicesChanged();
 }
 
-/** Download again what the last download was about, by what is known of its order now. */
+/** Repeat the last download, or part of it, with the current state of its order. */
 const beginAgain = (only) => begin(view.order?.order_id === download.order.order_id ? view.order : download.order, only);
 
-function agreed(credits) {
+function confirmCredits(credits) {
   const dialog = byId("confirm");
   byId("confirm-title").textContent = `Spend up to ${plural(credits, "credit")}?`;
   byId("confirm-text").textContent = "Full quality costs one credit for each image that is not paid yet. An image is never bought twice.";
@@ -169,7 +169,7 @@ function agreed(credits) {
 }
 
 async function makeLink() {
-  const query = parameters(view.order, facts);
+  const query = parameters(view.order, config);
   const link = await attempt(() => send(`/orders/${view.order.order_id}/links`, { parameters: Object.fromEntries(query) }));
   if (!link) return;
   byId("link").textContent = link.url;
@@ -178,7 +178,7 @@ async function makeLink() {
 
 byId("find").addEventListener("submit", (event) => { event.preventDefault(); find(byId("order-id").value.trim()); });
 byId("options").addEventListener("input", choicesChanged);
-// A field that the browser complains about must be in view, or the button seems dead.
+// An invalid field must be visible: otherwise the button seems to do nothing.
 byId("options").addEventListener("invalid", (event) => { const folded = event.target.closest("details"); if (folded) folded.open = true; }, true);
 byId("options").addEventListener("submit", (event) => { event.preventDefault(); begin(view.order); });
 byId("missing").addEventListener("click", () => beginAgain(download.missing));
@@ -187,15 +187,15 @@ byId("copy-curl").addEventListener("click", (event) => copy(byId("curl").textCon
 byId("copy-link").addEventListener("click", (event) => copy(byId("link").textContent, event.currentTarget));
 byId("make-link").addEventListener("click", makeLink);
 
-const asked = new URLSearchParams(location.search).get("order");
-byId("version").textContent = `Batch image downloader ${facts.version}`;
-show(byId("sandbox-badge"), Boolean(facts.demo_order_id));
-prefill(asked ?? facts.demo_order_id ?? "");
+const requestedOrder = new URLSearchParams(location.search).get("order");
+byId("version").textContent = `Batch image downloader ${config.version}`;
+show(byId("sandbox-badge"), Boolean(config.demo_order_id));
+prefill(requestedOrder ?? config.demo_order_id ?? "");
 await attempt(() => session.refresh());
-if (!facts.api_key_configured) {
+if (!config.api_key_configured) {
   say(make("div", { className: "notice", role: "status" }, make("strong", {}, "The service has no API key"),
     "Orders cannot be read until its operator sets AUTOENHANCE_API_KEY."));
 }
 if (session.state.key_required && !session.state.role) session.open();
-else if (asked) await find(asked);
+else if (requestedOrder) await find(requestedOrder);
 document.documentElement.dataset.ready = "true";

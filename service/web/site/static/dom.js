@@ -1,4 +1,4 @@
-// The few things every part of the page does with the document.
+// Helpers for the DOM, for numbers and for the clipboard, used by every part of the page.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -18,7 +18,7 @@ export const count = (number) => number.toLocaleString("en");
 
 export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 
-/** Bring something that has changed into view, once it is laid out: what appears above would move the target else. */
+/** Scroll a changed element into view after layout: elements that appear above it would move it otherwise. */
 export const reveal = (element, block = "nearest") =>
   requestAnimationFrame(() => element.scrollIntoView({ block, behavior: "smooth" }));
 
@@ -32,12 +32,12 @@ export function bytes(number) {
 
 export function duration(seconds) {
   if (seconds < 60) return `${Math.max(1, Math.round(seconds))} s`;
-  const [whole, rest, words] = seconds < 3600 ? [60, 1, ["min", "s"]] : [3600, 60, ["h", "min"]];
+  const [whole, rest, units] = seconds < 3600 ? [60, 1, ["min", "s"]] : [3600, 60, ["h", "min"]];
   const small = Math.floor((seconds % whole) / rest);
-  return `${Math.floor(seconds / whole)} ${words[0]}${small ? ` ${small} ${words[1]}` : ""}`;
+  return `${Math.floor(seconds / whole)} ${units[0]}${small ? ` ${small} ${units[1]}` : ""}`;
 }
 
-/** Put text on the clipboard, and say so on the button that was pressed. */
+/** Copy text to the clipboard, and confirm it on the pressed button. */
 export async function copy(text, button) {
   const before = button.textContent;
   try {
@@ -49,7 +49,7 @@ export async function copy(text, button) {
   setTimeout(() => { button.textContent = before; }, 2000);
 }
 
-/** A random UUID; `crypto.randomUUID` exists only where the page came by https or from this machine. */
+/** A random UUID; `crypto.randomUUID` exists only in secure contexts (https or localhost). */
 export function uuid() {
   const random = crypto.getRandomValues(new Uint8Array(16));
   random[6] = (random[6] & 0x0f) | 0x40;

@@ -1,10 +1,10 @@
-// How the photos of a new order are to be enhanced: what Autoenhance offers, as a form.
+// Options for enhancing the photos of a new order, as a form.
 
 import { make } from "./dom.js";
 
 const YES_OR_NO = { true: "Yes", false: "No" };
 
-// Each field as the service takes it: its name for people, and what can be chosen.
+// Form fields of the service: a label, and the values with their labels.
 export const FIELDS = {
   enhance_type: ["Style", { property: "Property", property_usa: "Property, USA", warm: "Warm", neutral: "Neutral", modern: "Modern" }],
   sky_replacement: ["Replace the sky", YES_OR_NO],
@@ -16,15 +16,15 @@ export const FIELDS = {
   privacy: ["Protect privacy", YES_OR_NO],
 };
 
-/** Fill an element with a choice for each field; the first of each leaves it to Autoenhance. */
-export function addChoices(element) {
+/** Add a select for each field; its first option leaves the value to Autoenhance. */
+export function addOptions(element) {
   for (const [name, [title, choices]] of Object.entries(FIELDS)) {
-    const options = Object.entries(choices).map(([value, words]) => make("option", { value }, words));
+    const options = Object.entries(choices).map(([value, label]) => make("option", { value }, label));
     const select = make("select", { id: `photo-${name}`, name }, make("option", { value: "" }, "Autoenhance decides"), ...options);
     element.append(make("div", {}, make("label", { htmlFor: select.id }, title), select));
   }
 }
 
-/** Return what was chosen in an element, as pairs of field and value. */
-export const chosen = (element) =>
+/** Return the selected values, as pairs of field and value. */
+export const selectedOptions = (element) =>
   [...element.querySelectorAll("select")].filter((one) => one.value).map((one) => [one.name, one.value]);

@@ -1,24 +1,24 @@
-// What the form says as parameters of the download, and as a command for the terminal.
+// The form's options as query parameters of the download, and as a command for the terminal.
 
 import { byId } from "./dom.js";
 
-// Left out where they are what the service takes by itself: shorter addresses, and links that stay true.
+// The service's defaults are omitted, for shorter URLs.
 const DEFAULTS = { preview: "true", format: "jpeg" };
 
-/** The chosen parameters of the download, in the form's order. */
-export function parameters(order, facts) {
+/** Return the query parameters of the download, in the form's order. */
+export function parameters(order, config) {
   const chosen = [...new FormData(byId("options"))].filter(([name, value]) => value !== "" && DEFAULTS[name] !== value);
   const query = new URLSearchParams(chosen);
-  if (canWait(order, facts) && byId("wait").checked) query.set("wait", facts.wait_max_seconds);
+  if (canWait(order, config) && byId("wait").checked) query.set("wait", config.wait_max_seconds);
   return query;
 }
 
-/** Whether something may still become ready. */
-export const canWait = (order, facts) => Boolean(facts.wait_max_seconds && (order.busy || order.counts.not_ready));
+/** Return whether further images may become ready. */
+export const canWait = (order, config) => Boolean(config.wait_max_seconds && (order.busy || order.counts.not_ready));
 
 export const spendsCredits = (query) => query.get("preview") === "false" && query.get("dev_mode") !== "true";
 
-/** What the chosen download costs at most: one credit for each image that would come and is not paid yet. */
+/** Return the largest number of credits the download can spend: one for each unpaid image in it. */
 export function price(order, query, only = []) {
   if (!spendsCredits(query)) return 0;
   const coming = query.has("wait") ? ["ready", "not_ready"] : ["ready"];

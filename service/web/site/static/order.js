@@ -1,12 +1,12 @@
-// One order on the page: its images with pictures and states, kept up to date while it is being processed.
+// One order on the page: its images with thumbnails and states, polled while it is being processed.
 
-import { ask } from "./api.js";
+import { request } from "./api.js";
 import { byId, count, make, plural, show } from "./dom.js";
 
-const FIRST_PAUSE = 3000;
-const LONGEST_PAUSE = 15000;
-// More pictures than this only on request: each asks the API once.
-const SHOWN_AT_FIRST = 48;
+const MIN_POLL_INTERVAL = 3000; // milliseconds
+const MAX_POLL_INTERVAL = 15000;
+// Further thumbnails are loaded only on request: each causes requests to the API.
+const INITIAL_IMAGES = 48;
 
 const STATUS = {
   ready: ["Ready", "good"],
@@ -35,13 +35,13 @@ function label(element, [text, tone]) {
 
 export class OrderView {
   #items = new Map();
-  #live = new Map(); // what a download has done with each image, shown or not
+  #live = new Map(); // the state of each image in the running download, also of images not shown
   #timer = null;
-  #limit = SHOWN_AT_FIRST;
-  #asked = null; // the newest order that was asked for: answers about others come too late
+  #limit = INITIAL_IMAGES;
+  #latestLoad = null; // identifies the latest load: responses to earlier ones are outdated
   order = null;
 
-  /** `reasons` has the words for each, `changed` is called with the order whenever it has been read. */
+  /** `reasons` has a text for each reason; `changed` is called with each new state of the order. */
   constructor(reasons, changed) {
     this.reasons = reasons;
     this.changed = changed;
@@ -50,55 +50,55 @@ export class OrderView {
 
   async load(id) {
     clearTimeout(this.#timer);
-    const asked = this.#asked = {};
-    const order = await ask(`/orders/${encodeURIComponent(id)}`);
-    if (this.#asked !== asked) return this.order;
+    const load = this.#latestLoad = {};
+    const order = await request(`/orders/${encodeURIComponent(id)}`);
+    if (this.#latestLoad !== load) return this.order;
     if (order.order_id !== this.order?.order_id) {
       this.#items.clear();
       this.#live.clear();
       byId("gallery").replaceChildren();
-      this.#limit = SHOWN_AT_FIRST;
+      this.#limit = INITIAL_IMAGES;
     }
-    this.#take(order);
-    this.#watch(asked, FIRST_PAUSE);
+    this.#update(order);
+    this.#poll(load, MIN_POLL_INTERVAL);
     return order;
   }
 
-  /** Show no order any more. */
-  forget() {
+  /** Hide the order and stop polling. */
+  clear() {
     clearTimeout(this.#timer);
-    this.#asked = this.order = null;
+    this.#latestLoad = this.order = null;
     show(byId("order"), false);
   }
 
-  /** Show what a running download does with an image. */
-  progress(image) {
+  /** Show the state of an image in the running download. */
+  showProgress(image) {
     this.#live.set(image.image_id, image);
     const item = this.#items.get(image.image_id);
-    if (item) this.#renderProgress(item, image);
+    if (item) this.#renderState(item, image);
   }
 
-  #take(order) {
+  #update(order) {
     this.order = order;
     this.#render();
     this.changed(order);
   }
 
-  #watch(asked, pause) {
+  #poll(load, interval) {
     if (!this.order.busy && !this.order.counts.not_ready) return;
     this.#timer = setTimeout(async () => {
-      let next = LONGEST_PAUSE;
+      let next = MAX_POLL_INTERVAL;
       try {
-        const order = await ask(`/orders/${this.order.order_id}`);
-        if (this.#asked !== asked) return;
-        const news = JSON.stringify(order) !== JSON.stringify(this.order);
-        if (news) this.#take(order);
-        next = news ? FIRST_PAUSE : Math.min(LONGEST_PAUSE, pause * 1.4);
+        const order = await request(`/orders/${this.order.order_id}`);
+        if (this.#latestLoad !== load) return;
+        const changed = JSON.stringify(order) !== JSON.stringify(this.order);
+        if (changed) this.#update(order);
+        next = changed ? MIN_POLL_INTERVAL : Math.min(MAX_POLL_INTERVAL, interval * 1.4);
       } catch {
-        if (this.#asked !== asked) return;
+        if (this.#latestLoad !== load) return;
       }
-      this.#watch(asked, next);
-    }, pause);
+      this.#poll(load, next);
+    }, interval);
   }
 
   #render() {
@@ -121,16 +121,16 @@ export class OrderView {
     show(byId("order"));
   }
 
-  #renderProgress(item, image) {
+  #renderState(item, image) {
     item.row.dataset.writing = String(image.state === "writing");
     label(item.state, STATE[image.state] ?? [image.state, ""]);
     this.#explain(item, image);
   }
 
-  /** Say why an image cannot be had, where everybody can read it. */
+  /** Show why an image is not available, as visible text. */
   #explain(item, image) {
-    const waiting = image.reason === "not_ready"; // which its state says already
-    item.why.textContent = (waiting ? "" : this.reasons[image.reason]?.words) ?? image.detail ?? "";
+    const waiting = image.reason === "not_ready"; // the state shows that
+    item.why.textContent = (waiting ? "" : this.reasons[image.reason]?.text) ?? image.detail ?? "";
     item.why.title = image.detail ?? "";
   }
 
@@ -148,7 +148,7 @@ export class OrderView {
     }
     const live = this.#live.get(image.image_id);
     if (live) {
-      this.#renderProgress(item, live);
+      this.#renderState(item, live);
     } else {
       label(item.state, READINESS[image.readiness] ?? [image.readiness, ""]);
       this.#explain(item, image);

@@ -1,6 +1,6 @@
-// Signing in: the key goes to the service once, a cookie that scripts cannot read stands for it after that.
+// The session: the key is sent once; afterwards an HttpOnly cookie authenticates the browser.
 
-import { ask, send } from "./api.js";
+import { request, send } from "./api.js";
 import { byId, show } from "./dom.js";
 
 const RANK = { download: 1, full: 2, admin: 3 };
@@ -8,7 +8,7 @@ const RANK = { download: 1, full: 2, admin: 3 };
 export class Session {
   state = { role: null, key_required: false, admin_enabled: false, links_enabled: false };
 
-  /** `changed` is called whenever what the visitor may do is known anew, `signedIn` after a key was taken. */
+  /** `changed` is called when the visitor's permissions may have changed, `signedIn` after a sign-in. */
   constructor(changed, signedIn) {
     this.changed = changed;
     this.signedIn = signedIn;
@@ -23,8 +23,8 @@ export class Session {
     return (RANK[this.state.role] ?? 0) >= RANK[role];
   }
 
-  /** Whether a key could help: there is one for downloads, or one for the operator. */
-  get possible() {
+  /** Return whether a sign-in is possible: with a key of the service or the operator's token. */
+  get canSignIn() {
     return this.state.key_required || this.state.admin_enabled;
   }
 
@@ -36,12 +36,12 @@ export class Session {
   }
 
   async refresh() {
-    this.#take(await ask("/session"));
+    this.#update(await request("/session"));
   }
 
   async #signIn() {
     try {
-      this.#take({ ...this.state, ...(await send("/session", { key: byId("key").value })) });
+      this.#update({ ...this.state, ...(await send("/session", { key: byId("key").value })) });
       byId("sign-in-dialog").close();
       this.signedIn();
     } catch (problem) {
@@ -52,14 +52,14 @@ export class Session {
   }
 
   async #signOut() {
-    await ask("/session", { method: "DELETE" });
+    await request("/session", { method: "DELETE" });
     await this.refresh();
   }
 
-  #take(state) {
+  #update(state) {
     this.state = state;
     const signedIn = state.signed_in;
-    show(byId("sign-in"), !signedIn && !this.may("admin") && this.possible);
+    show(byId("sign-in"), !signedIn && !this.may("admin") && this.canSignIn);
     show(byId("sign-out"), signedIn);
     this.changed();
   }
