@@ -29,6 +29,10 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: [^\r\n\0]
 _FIELD: Final = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)\r\n", re.MULTILINE)
 # RFC 9112 section 5.2: a line that continues the one before.
 _OBS_FOLD: Final = re.compile(r"\r\n[ \t]+")
+# Parsers disagree whether a length on a continued line counts.
+_FOLDED_LENGTH: Final = re.compile(
+    r"^(?:content-length|transfer-encoding):[^\r\n]*\r\n[ \t]", re.MULTILINE | re.IGNORECASE
+)
 # RFC 9112 section 7.1: the size, then extensions.
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(;[^\r\n\0]*)?")
 # RFC 9110 section 15. Plain numbers: an enumeration's members take longer to compare than a header section to parse.
@@ -283,6 +287,8 @@ def _read_fields(section: bytes) -> dict[str, str]:
     """
     text = section.decode("utf-8", "surrogateescape")
     if "\r\n " in text or "\r\n\t" in text:
+        if _FOLDED_LENGTH.search(text):
+            raise _ResponseError("the response has a length on a folded line")
         text = _OBS_FOLD.sub(" ", text)
     fields = _FIELD.findall(text)
     if len(fields) != text.count("\n"):  # a match takes exactly one line
