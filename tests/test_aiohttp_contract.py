@@ -123,20 +123,6 @@ async def check_connect() -> None:
     assert [one.url for one in calls] == [origin.url]
 
 
-async def check_client_request() -> None:
-    """One request that is never sent is the key of any number of connections to its origin."""
-    async with origin_of() as origin, session_to(origin) as (connector, request):
-        first = await connector.connect(request, [], NO_TIMEOUT)
-        second = await connector.connect(request, [], NO_TIMEOUT)
-        assert first.protocol is not second.protocol
-        used = {first.protocol, second.protocol}
-        first.release()
-        second.release()
-        again = await connector.connect(request, [], NO_TIMEOUT)
-        assert again.protocol in used
-        again.close()
-
-
 async def check_connection_protocol() -> None:
     """The connection's protocol is the one of its transport, and may be replaced and restored there."""
     async with origin_of() as origin, session_to(origin) as (connector, request):
@@ -151,23 +137,6 @@ async def check_connection_protocol() -> None:
         reused = await connector.connect(request, [], NO_TIMEOUT)
         assert reused.protocol is protocol
         reused.close()
-
-
-async def check_connection_lost() -> None:
-    """A pooled protocol that gets ``connection_lost`` from elsewhere is not reused."""
-    async with origin_of() as origin, session_to(origin) as (connector, request):
-        connection = await connector.connect(request, [], NO_TIMEOUT)
-        protocol, transport = connection.protocol, connection.transport
-        assert protocol is not None
-        assert transport is not None
-        transport.set_protocol(asyncio.Protocol())
-        transport.abort()
-        protocol.connection_lost(None)
-        assert protocol.transport is None
-        connection.release()
-        other = await connector.connect(request, [], NO_TIMEOUT)
-        assert other.protocol is not protocol
-        other.close()
 
 
 async def check_should_close() -> None:
@@ -387,17 +356,37 @@ async def check_chunked() -> None:
         assert (await exchange(port, b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")).endswith(b"\r\n\r\nx")
 
 
-async def check_drain() -> None:
-    """A cancelled drain leaves its future to the next one, which is cancelled too: one drain must be awaited."""
-    protocol = BaseProtocol(asyncio.get_running_loop())
-    protocol.connection_made(asyncio.Transport())
-    protocol.pause_writing()
-    drain = asyncio.create_task(protocol._drain_helper())
-    await asyncio.sleep(0)
-    drain.cancel()
-    await asyncio.wait([drain])
-    with pytest.raises(asyncio.CancelledError):
-        await protocol._drain_helper()
+async def check_resume_writing() -> None:
+    """A connection's ``resume_writing`` is called when its client has taken most of what was written to it."""
+    calls: list[str] = []
+    resumed = asyncio.Event()
+
+    class Recording(web.RequestHandler):
+        __slots__ = ()
+
+        def pause_writing(self) -> None:
+            calls.append("pause_writing")
+            super().pause_writing()
+
+        def resume_writing(self) -> None:
+            calls.append("resume_writing")
+            super().resume_writing()
+            resumed.set()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        writer = await response.prepare(request)
+        assert isinstance(writer, StreamWriter)
+        writer.send_headers()
+        assert request.transport is not None
+        request.transport.write(bytes(16_000_000))  # past aiohttp's writer
+        await resumed.wait()
+        writer.chunked = False
+        return response
+
+    async with server_of(handle, Recording) as (_, port):
+        assert (await exchange(port)).endswith(bytes(16_000_000))
+    assert calls == ["pause_writing", "resume_writing"]
 
 
 class Internal(NamedTuple):
@@ -411,9 +400,7 @@ class Internal(NamedTuple):
 
 INTERNALS = [
     Internal("BaseConnector.connect", CLIENT_SIDE, r"super\(\)\.connect\(", check_connect),
-    Internal("ClientRequest", CLIENT_SIDE, r"aiohttp\.ClientRequest\(", check_client_request),
     Internal("Connection.protocol", CLIENT_SIDE, r"connection\.protocol\b", check_connection_protocol),
-    Internal("ResponseHandler.connection_lost", CLIENT_SIDE, r"_pooled\.connection_lost\(", check_connection_lost),
     Internal("ResponseHandler.should_close", CLIENT_SIDE, r"\.should_close\b", check_should_close),
     Internal("retry of a GET", CLIENT_SIDE, r"middlewares=", check_middleware_disables_the_retry),
     Internal("StreamReader.readany", CLIENT_SIDE, r"except RuntimeError", check_readany_after_broken_framing),
@@ -423,9 +410,11 @@ INTERNALS = [
     Internal("Server.request_factory", SERVER_SIDE, r"message\._replace\(", check_request_factory),
     Internal("StreamWriter.output_size", SERVER_SIDE, r"\.output_size\b", check_output_size),
     Internal("StreamResponse._payload_writer", SERVER_SIDE, r"\._payload_writer\b", check_response_state),
+    Internal("StreamResponse._req", SERVER_SIDE, r"self\._req\b", check_response_state),
+    Internal("StreamResponse._eof_sent", SERVER_SIDE, r"self\._eof_sent\b", check_response_state),
     Internal("StreamWriter.send_headers", SERVER_SIDE, r"\.send_headers\(", check_send_headers),
     Internal("StreamWriter.chunked", SERVER_SIDE, r"\.chunked\b", check_chunked),
-    Internal("BaseProtocol._drain_helper", SERVER_SIDE, r"\.drain\(", check_drain),
+    Internal("BaseProtocol.resume_writing", SERVER_SIDE, r"super\(\)\.resume_writing\(", check_resume_writing),
 ]
 
 

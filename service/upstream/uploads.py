@@ -20,7 +20,7 @@ from service.model import Failure, Reason
 from service.upstream.http.bodies import BodyTooLarge, read_bounded
 from service.upstream.http.fetcher import Fetcher
 from service.upstream.payloads import Text
-from service.upstream.retry import AttemptFailed, status_failure
+from service.upstream.retry import AttemptFailed, status_failure, storage_failure
 from service.upstream.retry_loop import RetryLoop
 
 log = structlog.get_logger(__name__)
@@ -109,8 +109,9 @@ class UploadClient:
         with file.open("rb") as content:
             headers = {"Content-Type": target.content_type, "Content-Length": str(size)}
             async with self._fetcher.send("PUT", target.url, headers, content, extra_seconds=limit_seconds) as response:
-                if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-                    raise status_failure(response.status, response.headers)
+                status, fields = response.status, response.headers
+                if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+                    raise storage_failure(status, fields) or status_failure(status, fields)
 
     async def _create(self, collection: str, fields: Mapping[str, Any]) -> _CreationPayload:
         async def attempt() -> _CreationPayload:

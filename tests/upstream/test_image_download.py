@@ -1,6 +1,9 @@
 """Every step of the retry policy over real sockets, checked by the requests to the storage and the archive."""
 
 import asyncio
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -8,12 +11,16 @@ import pytest
 from yarl import URL
 
 from service.archive.writer import ArchiveWriter
-from service.model import Image, ImageOptions, Readiness
+from service.errors import ImageFailed
+from service.model import Failure, ImageOptions, Opened, Reason
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Origin, Sandbox, SandboxImage
 from service.upstream.api import UpstreamClient
+from service.upstream.http.connection import ConnectionPool
+from service.upstream.http.dial import Dialer
 from service.upstream.http.fetcher import Fetcher
 from service.upstream.http.session import open_session
-from service.upstream.image_download import DownloadPolicy
+from service.upstream.image_download import ImageDownload
+from service.upstream.image_transfer import DownloadPolicy
 from service.upstream.rate_limiter import RateLimiter
 from service.upstream.retry import MAX_FREE_RETRIES
 from service.upstream.url_policy import UrlPolicy
@@ -44,6 +51,7 @@ FROM_START = [
     pytest.param(Fault(Kind.STATUS, status=429), id="429"),
     pytest.param(Fault(Kind.STATUS, status=408), id="408"),
     pytest.param(Fault(Kind.EXPIRED_TARGET), id="expired redirect target"),
+    *(pytest.param(Fault(Kind.STATUS, status=one), id=str(one)) for one in (400, 401, 402, 403, 409, 412)),
     pytest.param(Fault(Kind.HTML), id="HTML with 200"),
     pytest.param(Fault(Kind.JSON), id="JSON with 200"),
     pytest.param(Fault(Kind.WRONG_TYPE), id="wrong content type"),
@@ -214,6 +222,10 @@ async def test_changed_content_rolls_the_entry_back(
         pytest.param(Fault(Kind.REFUSED), "connection_failed", id="refused"),
         pytest.param(Fault(Kind.STATUS, status=503), "upstream_error", id="503"),
         pytest.param(Fault(Kind.EXPIRED_TARGET), "upstream_error", id="expired target"),
+        *(
+            pytest.param(Fault(Kind.STATUS, status=one), "upstream_error", id=f"{one} of the storage")
+            for one in (400, 401, 402, 403, 409, 412)
+        ),
         pytest.param(Fault(Kind.HTML), "not_an_image", id="HTML"),
         pytest.param(Fault(Kind.WRONG_MAGIC), "not_an_image", id="wrong magic"),
         pytest.param(Fault(Kind.CHUNKED_UNTERMINATED, after_bytes=0), "truncated", id="no body"),
@@ -454,25 +466,208 @@ async def test_rolled_back_entries_are_invisible(
     }
 
 
+class Sink:
+    """Collects the events of one image; the bytes of a copy are void when the next one opens."""
+
+    def __init__(self, on_received: Callable[[], None] = lambda: None) -> None:
+        self.events: list[object] = []
+        self.content = bytearray()
+        self.granted = 0
+        self.ended = asyncio.Event()
+        self._on_received = on_received
+
+    def grant(self) -> None:
+        """Count the grants."""
+        self.granted += 1
+
+    def image_opened(self, opened: Opened) -> None:
+        """Begin a copy."""
+        self.events.append(opened)
+        self.content.clear()
+
+    def image_received(self, chunk: bytes, crc32: int) -> None:
+        """Collect bytes, whose CRC-32 is that of the copy so far."""
+        self.content += chunk
+        assert crc32 == zlib.crc32(self.content)
+        self._on_received()
+
+    def image_interrupted(self, failure: Failure) -> None:
+        """Note the interruption."""
+        self.events.append(failure.reason)
+
+    def image_completed(self, size: int, crc32: int) -> None:
+        """Note the end, which has the size and the CRC-32 of all bytes."""
+        assert (size, crc32) == (len(self.content), zlib.crc32(self.content))
+        self.events.append("completed")
+        self.ended.set()
+
+    def image_failed(self, failure: Failure) -> None:
+        """Note the final failure."""
+        self.events.append(("failed", failure.reason))
+        self.ended.set()
+
+    def image_crashed(self, error: BaseException) -> None:
+        """Note a fault of the service."""
+        self.events.append(error)
+        self.ended.set()
+
+
+@asynccontextmanager
+async def upstream_of(sandbox: Sandbox, policy: DownloadPolicy, **options: float) -> AsyncIterator[UpstreamClient]:
+    """Open a client of the sandbox's API."""
+    pool = ConnectionPool(Dialer(allow_private=True, connect_timeout_seconds=5))
+    async with open_session(allow_private=True, connect_timeout_seconds=5) as session:
+        fetcher = Fetcher(
+            session,
+            pool,
+            UrlPolicy(URL(sandbox.api_origin), allow_private=True),
+            rate_limiter=RateLimiter(100, clock=asyncio.get_running_loop().time),
+            api_headers={"x-api-key": sandbox.api_key},
+            idle_timeout_seconds=options.get("idle_timeout_seconds", 5),
+        )
+        yield UpstreamClient(fetcher, api_base=sandbox.api_base, policy=policy)
+        pool.close()
+
+
+def start(upstream: UpstreamClient, image: SandboxImage, sink: Sink) -> ImageDownload:
+    """Start the download of an image."""
+    download = upstream.images(ImageOptions()).download(image.image_id, sink, sink.grant)
+    download.start()
+    return download
+
+
 async def test_backpressure_uses_up_no_attempt(sandbox: Sandbox) -> None:
     """Breaks after backpressure use up no attempt, as long as each attempt makes progress."""
     order = add_order(sandbox, [SIZE])
     sandbox.faults.script(order.images[0].image_id, [Fault(Kind.RESET, after_bytes=50_000)] * 5)
-    async with open_session(allow_private=True, connect_timeout_seconds=5) as session:
-        fetcher = Fetcher(
-            session,
-            UrlPolicy(URL(sandbox.api_origin), allow_private=True),
-            rate_limiter=RateLimiter(100, clock=asyncio.get_running_loop().time),
-            api_headers={"x-api-key": sandbox.api_key},
-            idle_timeout_seconds=5,
-        )
-        policy = DownloadPolicy(attempts=2, backpressure_seconds=0)
-        upstream = UpstreamClient(fetcher, api_base=sandbox.api_base, policy=policy)
-        image = Image(order.images[0].image_id, "0.jpg", Readiness.READY)
-        download = upstream.open_image(image, ImageOptions())
-        received = b"".join([event async for event in download.events() if isinstance(event, bytes)])
-    assert received == jpeg(SIZE)
-    assert download.attempts == 6
+    async with upstream_of(sandbox, DownloadPolicy(attempts=2, backpressure_seconds=0)) as upstream:
+        sink = Sink()
+        download = start(upstream, order.images[0], sink)
+        await sink.ended.wait()
+    assert sink.content == jpeg(SIZE)
+    assert sink.events == [Opened("jpg", SIZE), *[Reason.CONNECTION_LOST] * 5, "completed"]
+    assert (download.attempts, sink.granted) == (6, 1)
+
+
+async def test_sink_gets_a_new_copy_when_the_content_changes(sandbox: Sandbox) -> None:
+    """The start of another copy follows an interruption, and makes the bytes before it void."""
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.script(order.images[0].image_id, [RESET, Fault(Kind.CHANGED)])
+    async with upstream_of(sandbox, DownloadPolicy(attempts=3)) as upstream:
+        sink = Sink()
+        start(upstream, order.images[0], sink)
+        await sink.ended.wait()
+    assert len(sink.content) == SIZE + 7
+    assert sink.events == [Opened("jpg", SIZE), Reason.CONNECTION_LOST, Opened("jpg", SIZE + 7), "completed"]
+
+
+async def test_sink_gets_the_last_failure(sandbox: Sandbox) -> None:
+    """Every failure but the last is an interruption; without a grant nothing was granted."""
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=503), origin="api")
+    async with upstream_of(sandbox, DownloadPolicy(attempts=2)) as upstream:
+        sink = Sink()
+        start(upstream, order.images[0], sink)
+        await sink.ended.wait()
+    assert sink.events == [Reason.UPSTREAM_ERROR, ("failed", Reason.UPSTREAM_ERROR)]
+    assert sink.granted == 0
+
+
+async def test_paused_download_is_no_idle_upstream(sandbox: Sandbox) -> None:
+    """A sink that pauses the download gets nothing more, and no timeout, until it resumes it."""
+    size = 8_000_000
+    order = add_order(sandbox, [size])
+    paused = asyncio.Event()
+
+    def pause() -> None:
+        if not paused.is_set():
+            download.pause()
+            paused.set()
+
+    async with upstream_of(sandbox, DownloadPolicy(attempts=1), idle_timeout_seconds=0.1) as upstream:
+        sink = Sink(pause)
+        download = start(upstream, order.images[0], sink)
+        await paused.wait()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sink.ended.wait(), 0.4)  # four idle timeouts
+        assert len(sink.content) < size // 2
+        download.resume()
+        await sink.ended.wait()
+    assert sink.events == [Opened("jpg", size), "completed"]
+    assert len(sink.content) == size
+
+
+@pytest.mark.parametrize("moment", ["streaming", "backing off"])
+async def test_aborted_download_is_over(moment: str, sandbox: Sandbox) -> None:
+    """An aborted download sends no request and calls its sink no more, whether it was reading or waiting to retry."""
+    order = add_order(sandbox, [SIZE])
+    image = order.images[0]
+    received = asyncio.Event()
+    gate = sandbox.faults.pause(image.image_id, after_bytes=CUT) if moment == "streaming" else None
+    if moment == "backing off":
+        sandbox.faults.always(image.image_id, Fault(Kind.STATUS, status=503, retry_after=30))
+    async with upstream_of(sandbox, DownloadPolicy(attempts=3)) as upstream:
+        sink = Sink(received.set)
+        download = start(upstream, image, sink)
+        if gate is not None:
+            await received.wait()
+        else:
+            while not sink.events:
+                await asyncio.sleep(0)
+        events = list(sink.events)
+        download.abort()
+        if gate is not None:
+            gate.release()
+        other = Sink()
+        sandbox.faults.always(image.image_id, None)
+        start(upstream, image, other)
+        await other.ended.wait()
+    assert other.content == jpeg(SIZE)
+    assert sink.events == events
+    assert not sink.ended.is_set()
+
+
+async def test_fault_of_the_sink_is_handed_on(sandbox: Sandbox) -> None:
+    """An exception that a sink raises ends the download with it, and not as a failure of the upstream."""
+    order = add_order(sandbox, [SIZE])
+    fault = RuntimeError("an internal error")
+
+    def fail() -> None:
+        raise fault
+
+    async with upstream_of(sandbox, DownloadPolicy(attempts=3)) as upstream:
+        sink = Sink(fail)
+        download = start(upstream, order.images[0], sink)
+        await sink.ended.wait()
+    assert sink.events == [Opened("jpg", SIZE), fault]
+    assert download.attempts == 1
+
+
+async def test_small_image_is_fetched_whole(sandbox: Sandbox) -> None:
+    """A small image is returned with its extension, after retries as for any other; a larger one is not."""
+    order = add_order(sandbox, [SIZE, SIZE])
+    sandbox.faults.script(order.images[0].image_id, [RESET, Fault(Kind.CHANGED)])
+    async with upstream_of(sandbox, DownloadPolicy(attempts=3)) as upstream:
+        images = upstream.images(ImageOptions())
+        extension, content = await images.fetch(order.images[0].image_id, max_bytes=SIZE + 7)
+        assert (extension, len(content)) == ("jpg", SIZE + 7)
+        with pytest.raises(ImageFailed) as caught:
+            await images.fetch(order.images[1].image_id, max_bytes=SIZE - 1)
+    assert caught.value.failure.reason is Reason.REJECTED
+
+
+@pytest.mark.parametrize("status", [400, 405, 501])
+async def test_rejected_range_is_tried_once_more_without(
+    status: int, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
+) -> None:
+    """A storage that rejects the Range is requested once more without it, and what was sent is skipped."""
+    service = await start_service(**QUICK)
+    order = add_order(sandbox, [SIZE])
+    sandbox.faults.script(order.images[0].image_id, [RESET, Fault(Kind.STATUS, status=status)])
+    found = await download(client, images_url(service, order.order_id))
+    assert found == {"0.jpg": jpeg(SIZE)}
+    assert requested_ranges(sandbox, order.images[0]) == [None, f"bytes={CUT}-", None]
+    assert sandbox.reused_targets == 0
 
 
 async def test_internal_error_aborts_the_connection(

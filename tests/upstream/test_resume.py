@@ -41,36 +41,36 @@ def test_range_headers_need_a_strong_etag(partial: PartialImage, headers: dict[s
     [
         pytest.param(NOTHING, 200, {}, ResumeAction.BEGIN, id="first_attempt"),
         pytest.param(
-            NOTHING, 200, {"ETag": '"v2"', "Content-Length": "5"}, ResumeAction.BEGIN, id="first_attempt_with_headers"
+            NOTHING, 200, {"etag": '"v2"', "content-length": "5"}, ResumeAction.BEGIN, id="first_attempt_with_headers"
         ),
         pytest.param(PART, 200, {}, ResumeAction.REPLAY, id="range_ignored"),
         pytest.param(
-            PART, 200, {"ETag": '"v1"', "Content-Length": "1000"}, ResumeAction.REPLAY, id="range_ignored_same"
+            PART, 200, {"etag": '"v1"', "content-length": "1000"}, ResumeAction.REPLAY, id="range_ignored_same"
         ),
-        pytest.param(PART, 200, {"ETag": '"v2"', "Content-Length": "1000"}, ResumeAction.BEGIN, id="etag_changed"),
-        pytest.param(PART, 200, {"ETag": '"v1"', "Content-Length": "999"}, ResumeAction.BEGIN, id="length_changed"),
-        pytest.param(PART, 200, {"ETag": 'W/"v2"'}, ResumeAction.REPLAY, id="weak_etag_says_nothing"),
-        pytest.param(PART, 200, {"Content-Length": "many"}, ResumeAction.REPLAY, id="unreadable_length_says_nothing"),
-        pytest.param(PART_NO_ETAG, 200, {"ETag": '"v2"'}, ResumeAction.REPLAY, id="etag_where_none_was"),
-        pytest.param(PART_NO_TOTAL, 200, {"Content-Length": "5"}, ResumeAction.REPLAY, id="length_where_none_was"),
-        pytest.param(PART_NO_RANGES, 200, {"ETag": '"v1"'}, ResumeAction.REPLAY, id="ranges_disqualified"),
-        pytest.param(PART, 206, {"Content-Range": "bytes 400-999/1000"}, ResumeAction.CONTINUE, id="exact_rest"),
+        pytest.param(PART, 200, {"etag": '"v2"', "content-length": "1000"}, ResumeAction.BEGIN, id="etag_changed"),
+        pytest.param(PART, 200, {"etag": '"v1"', "content-length": "999"}, ResumeAction.BEGIN, id="length_changed"),
+        pytest.param(PART, 200, {"etag": 'W/"v2"'}, ResumeAction.REPLAY, id="weak_etag_says_nothing"),
+        pytest.param(PART, 200, {"content-length": "many"}, ResumeAction.REPLAY, id="unreadable_length_says_nothing"),
+        pytest.param(PART_NO_ETAG, 200, {"etag": '"v2"'}, ResumeAction.REPLAY, id="etag_where_none_was"),
+        pytest.param(PART_NO_TOTAL, 200, {"content-length": "5"}, ResumeAction.REPLAY, id="length_where_none_was"),
+        pytest.param(PART_NO_RANGES, 200, {"etag": '"v1"'}, ResumeAction.REPLAY, id="ranges_disqualified"),
+        pytest.param(PART, 206, {"content-range": "bytes 400-999/1000"}, ResumeAction.CONTINUE, id="exact_rest"),
         pytest.param(
             PART,
             206,
-            {"Content-Range": "bytes 400-999/1000", "ETag": '"v1"', "Content-Length": "600"},
+            {"content-range": "bytes 400-999/1000", "etag": '"v1"', "content-length": "600"},
             ResumeAction.CONTINUE,
             id="exact_rest_confirmed",
         ),
         pytest.param(
             PART,
             206,
-            {"Content-Range": "bytes 400-999/1000", "ETag": 'W/"v2"'},
+            {"content-range": "bytes 400-999/1000", "etag": 'W/"v2"'},
             ResumeAction.CONTINUE,
             id="rest_weak_etag",
         ),
         pytest.param(
-            PART_NO_TOTAL, 206, {"Content-Range": "bytes 400-999/1000"}, ResumeAction.CONTINUE, id="new_total"
+            PART_NO_TOTAL, 206, {"content-range": "bytes 400-999/1000"}, ResumeAction.CONTINUE, id="new_total"
         ),
     ],
 )
@@ -85,20 +85,20 @@ def test_successful_response_is_classified(
     "headers",
     [
         pytest.param({}, id="no_range"),
-        pytest.param({"Content-Range": "bytes 399-999/1000"}, id="too_early"),
-        pytest.param({"Content-Range": "bytes 401-999/1000"}, id="too_late"),
-        pytest.param({"Content-Range": "bytes 0-999/1000"}, id="from_the_start"),
-        pytest.param({"Content-Range": "bytes 400-998/1000"}, id="not_to_the_end"),
-        pytest.param({"Content-Range": "bytes 400-1000/1000"}, id="beyond_the_end"),
-        pytest.param({"Content-Range": "bytes 400-1000/1001"}, id="other_total"),
-        pytest.param({"Content-Range": "bytes 400-999/*"}, id="no_total"),
-        pytest.param({"Content-Range": "bytes */1000"}, id="no_range_at_all"),
-        pytest.param({"Content-Range": "items 400-999/1000"}, id="other_unit"),
-        pytest.param({"Content-Range": "bytes 400-999/1000, bytes 0-1/1000"}, id="two_ranges"),
-        pytest.param({"Content-Range": "bytes 400-999/" + "9" * 5000}, id="absurd_total"),
-        pytest.param({"Content-Range": "bytes 400-999/1000", "ETag": '"v2"'}, id="etag_changed"),
-        pytest.param({"Content-Range": "bytes 400-999/1000", "Content-Length": "599"}, id="length_disagrees"),
-        pytest.param({"Content-Type": "multipart/byteranges; boundary=x"}, id="multipart"),
+        pytest.param({"content-range": "bytes 399-999/1000"}, id="too_early"),
+        pytest.param({"content-range": "bytes 401-999/1000"}, id="too_late"),
+        pytest.param({"content-range": "bytes 0-999/1000"}, id="from_the_start"),
+        pytest.param({"content-range": "bytes 400-998/1000"}, id="not_to_the_end"),
+        pytest.param({"content-range": "bytes 400-1000/1000"}, id="beyond_the_end"),
+        pytest.param({"content-range": "bytes 400-1000/1001"}, id="other_total"),
+        pytest.param({"content-range": "bytes 400-999/*"}, id="no_total"),
+        pytest.param({"content-range": "bytes */1000"}, id="no_range_at_all"),
+        pytest.param({"content-range": "items 400-999/1000"}, id="other_unit"),
+        pytest.param({"content-range": "bytes 400-999/1000, bytes 0-1/1000"}, id="two_ranges"),
+        pytest.param({"content-range": "bytes 400-999/" + "9" * 5000}, id="absurd_total"),
+        pytest.param({"content-range": "bytes 400-999/1000", "etag": '"v2"'}, id="etag_changed"),
+        pytest.param({"content-range": "bytes 400-999/1000", "content-length": "599"}, id="length_disagrees"),
+        pytest.param({"content-type": "multipart/byteranges; boundary=x"}, id="multipart"),
     ],
 )
 def test_part_that_does_not_fit_disqualifies_ranges(headers: dict[str, str]) -> None:
@@ -114,7 +114,7 @@ def test_part_that_does_not_fit_disqualifies_ranges(headers: dict[str, str]) -> 
 def test_range_not_satisfiable_starts_over() -> None:
     """416 to our Range means that the partial image is void: the next attempt begins a new copy."""
     with pytest.raises(PartialImageInvalid) as caught:
-        classify_response(PART, 416, {"Content-Range": "bytes */300"})
+        classify_response(PART, 416, {"content-range": "bytes */300"})
 
     assert caught.value.failure.reason is Reason.CONTENT_CHANGED
     assert caught.value.failure.upstream_status == 416
@@ -138,7 +138,7 @@ def test_other_status_keeps_the_partial_image(
 ) -> None:
     """Any other response is a failure of the attempt alone; what was received is kept for the next."""
     with pytest.raises(AttemptFailed) as caught:
-        classify_response(partial, status, {"Content-Range": "bytes 400-999/1000", "Retry-After": "7"})
+        classify_response(partial, status, {"content-range": "bytes 400-999/1000", "retry-after": "7"})
 
     assert (caught.value.failure.reason, caught.value.failure.upstream_status) == (reason, status)
     assert caught.value.retryable is retryable

@@ -14,8 +14,8 @@ from service.upstream.retry import (
     backoff_seconds,
     consumes_attempt,
     is_free_retry,
-    rejected_target_failure,
     status_failure,
+    storage_failure,
 )
 
 
@@ -94,20 +94,23 @@ def test_backoff_is_bounded(failed_attempts: int, retry_after: float | None, cha
     assert backoff_seconds(failed_attempts + 1, retry_after, chance) >= seconds
 
 
-@pytest.mark.parametrize("status", [200, 206, 301, 400, 401, 404, 410, 500])
-def test_storage_status_other_than_403_is_no_rejected_target(status: int) -> None:
-    """Only 403 means that a signed target is no longer good."""
-    assert rejected_target_failure(status, {}) is None
+@pytest.mark.parametrize("status", [200, 206, 301, 404, 405, 408, 410, 416, 422, 429, 500, 501, 503])
+def test_storage_failure_leaves_other_statuses(status: int) -> None:
+    """These statuses of the storage mean what they mean everywhere."""
+    assert storage_failure(status, {}) is None
 
 
-def test_storage_403_is_retryable() -> None:
-    """After a 403 of the storage the next attempt gets a fresh target; it says nothing about our key."""
-    failed = rejected_target_failure(403, {"Retry-After": "3"})
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 409, 412])
+def test_storage_failure_is_retryable_and_not_about_our_key(status: int) -> None:
+    """A storage that rejects a signed URL says nothing about our key; the next attempt gets a fresh target."""
+    failed = storage_failure(status, {"retry-after": "3"})
 
     assert failed is not None
-    assert (failed.failure.reason, failed.failure.upstream_status) == (Reason.UPSTREAM_ERROR, 403)
+    assert (failed.failure.reason, failed.failure.upstream_status) == (Reason.UPSTREAM_ERROR, status)
+    assert str(status) in failed.failure.detail
     assert failed.retryable
     assert failed.retry_after_seconds == 3
+    assert status_failure(status, {}).failure.reason is not Reason.UPSTREAM_ERROR, "the API's own status is about us"
 
 
 @pytest.mark.parametrize(

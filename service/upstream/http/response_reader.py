@@ -24,10 +24,15 @@ MAX_CHUNK_SIZE_DIGITS: Final = 15
 
 # RFC 9112 section 4. The reason phrase and the space before it are optional in practice.
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: [^\r\n\0]*)?\r\n")
-# RFC 9112 section 5: a token, a colon, and a value without the white space around it.
-_FIELD: Final = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)\r\n", re.MULTILINE)
+# RFC 9112 section 5: a token, a colon, and a value. No two parts of a pattern match the same white space, here and
+# below: 60 KB of it would take a minute of backtracking.
+_FIELD: Final = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)\r\n", re.MULTILINE)
 # RFC 9112 section 5.2: a line that continues the one before.
-_OBS_FOLD: Final = re.compile(r"[ \t]*\r\n[ \t]+")
+_OBS_FOLD: Final = re.compile(r"\r\n[ \t]+")
+# Parsers disagree whether a length on a continued line counts.
+_FOLDED_LENGTH: Final = re.compile(
+    r"^(?:content-length|transfer-encoding):[^\r\n]*\r\n[ \t]", re.MULTILINE | re.IGNORECASE
+)
 # RFC 9112 section 7.1: the size, then extensions.
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(;[^\r\n\0]*)?")
 # RFC 9110 section 15. Plain numbers: an enumeration's members take longer to compare than a header section to parse.
@@ -97,7 +102,7 @@ class ResponseReader:
     def __init__(self) -> None:
         self._state = _State.HEADERS
         self._buffer = b""  # an incomplete line or header section
-        self._searched = 0  # bytes of the buffer in which no header section ends
+        self._searched = 0  # bytes of the buffer in which its end has been searched
         self._remaining = 0  # bytes of the body, or of the chunk
         self._overhead_bytes = 0
         self.keep_alive = False
@@ -122,10 +127,13 @@ class ResponseReader:
         if self._state is _State.FIXED_BODY and len(data) < self._remaining:
             self._remaining -= len(data)
             return (data,)
+        if self._buffer:
+            data, self._buffer = self._buffer + data, b""
         events: list[Event] = []
+        at, end = 0, len(data)
         try:
-            while data:
-                data = self._step(data, events)
+            while at < end:
+                at = self._step(data, at, events)
         except _ResponseError as error:
             self._fail()
             events.append(ResponseFailed(str(error)))
@@ -147,35 +155,36 @@ class ResponseReader:
         self._buffer = b""
         self.keep_alive = False
 
-    def _step(self, data: bytes, events: list[Event]) -> bytes:
-        """Read the next element of the message; return what is left of the data."""
+    def _step(self, data: bytes, at: int, events: list[Event]) -> int:
+        """Read the element of the message at an offset of the data; return the offset behind it."""
         state = self._state
         if state is _State.HEADERS:
-            return self._read_headers(data, events)
+            return self._read_headers(data, at, events)
         if state is _State.FIXED_BODY or state is _State.CHUNK_DATA:
-            return self._read_body(data, events)
+            return self._read_body(data, at, events)
         if state is _State.CHUNK_SIZE or state is _State.CHUNK_END or state is _State.TRAILERS:
-            return self._read_framing(data, events)
+            return self._read_framing(data, at, events)
         if state is _State.CLOSE_DELIMITED_BODY:
-            events.append(data)
-            return b""
-        self.keep_alive = False  # bytes that belong to no response
-        return b""
+            events.append(data[at:])
+        else:
+            self.keep_alive = False  # bytes that belong to no response
+        return len(data)
 
-    def _read_headers(self, data: bytes, events: list[Event]) -> bytes:
-        section, rest = self._take_section(data)
-        if section is None:
-            return b""
+    def _read_headers(self, data: bytes, at: int, events: list[Event]) -> int:
+        end = self._find_end(data, at, _SECTION_END)
+        if end is None:
+            return len(data)
+        self._spend(end - at)
+        section = data[at:end]
         status_line = _STATUS_LINE.match(section)
         if status_line is None:
             raise _ResponseError("the response is not HTTP/1.1")
         status, headers = int(status_line[2]), _read_fields(section[status_line.end() : -len(_CRLF)])
-        if status < _FIRST_FINAL_STATUS:
-            if status == _SWITCHING_PROTOCOLS:
-                raise _ResponseError("the response switches to another protocol")
-            return rest  # an interim response (RFC 9110 section 15.2); the final one follows
-        self._begin_body(status, headers, is_http_1_0=status_line[1] == b"0", events=events)
-        return rest
+        if status >= _FIRST_FINAL_STATUS:
+            self._begin_body(status, headers, is_http_1_0=status_line[1] == b"0", events=events)
+        elif status == _SWITCHING_PROTOCOLS:
+            raise _ResponseError("the response switches to another protocol")
+        return end  # behind an interim response (RFC 9110 section 15.2) the final one follows
 
     def _begin_body(self, status: int, headers: dict[str, str], *, is_http_1_0: bool, events: list[Event]) -> None:
         """Decide how the body ends (RFC 9112 section 6.3)."""
@@ -202,23 +211,24 @@ class ResponseReader:
         if self._state is _State.ENDED:
             events.append(END)
 
-    def _read_body(self, data: bytes, events: list[Event]) -> bytes:
-        size = min(len(data), self._remaining)
-        self._remaining -= size
-        events.append(data if size == len(data) else data[:size])
+    def _read_body(self, data: bytes, at: int, events: list[Event]) -> int:
+        end = min(len(data), at + self._remaining)
+        self._remaining -= end - at
+        events.append(data[at:end])  # the object itself, if that is all of it
         if not self._remaining:
             if self._state is _State.FIXED_BODY:
                 self._state = _State.ENDED
                 events.append(END)
             else:
                 self._state = _State.CHUNK_END
-        return data[size:]
+        return end
 
-    def _read_framing(self, data: bytes, events: list[Event]) -> bytes:
+    def _read_framing(self, data: bytes, at: int, events: list[Event]) -> int:
         """Read a line between the chunks, or behind them (RFC 9112 section 7.1)."""
-        line, rest = self._take_line(data)
-        if line is None:
-            return b""
+        end = self._find_end(data, at, _CRLF)
+        if end is None:
+            return len(data)
+        line = data[at : end - len(_CRLF)]
         if self._state is _State.CHUNK_SIZE:
             self._read_chunk_size(line)
         elif self._state is _State.CHUNK_END:
@@ -232,7 +242,7 @@ class ResponseReader:
             else:
                 self._state = _State.ENDED
                 events.append(END)
-        return rest
+        return end
 
     def _read_chunk_size(self, line: bytes) -> None:
         match = _CHUNK_SIZE.fullmatch(line)
@@ -244,34 +254,18 @@ class ResponseReader:
         self._remaining = int(digits or b"0", 16)
         self._state = _State.CHUNK_DATA if self._remaining else _State.TRAILERS
 
-    def _take_section(self, data: bytes) -> tuple[bytes | None, bytes]:
-        """Return a whole header section with its empty line, and the bytes behind it."""
-        if self._buffer:
-            data = self._buffer + data
-        elif not self._overhead_bytes:
-            data = data.lstrip(_CRLF)  # RFC 9112 section 2.2: empty lines before a message
-        end = data.find(_SECTION_END, self._searched)
-        size = end + len(_SECTION_END) if end >= 0 else len(data)
-        self._require_budget(size)
-        if end < 0:
-            self._buffer, self._searched = data, max(0, len(data) - len(_SECTION_END) + 1)
-            return None, b""
-        self._buffer, self._searched = b"", 0
-        self._spend(size)
-        return data[:size], data[size:]
-
-    def _take_line(self, data: bytes) -> tuple[bytes | None, bytes]:
-        """Return a whole line without its CRLF, and the bytes behind it."""
-        if self._buffer:
-            data = self._buffer + data
-        end = data.find(_CRLF)
-        if end < 0:
-            self._require_budget(len(data))
-            self._buffer = data
-            return None, b""
-        self._require_budget(end)
-        self._buffer = b""
-        return data[:end], data[end + len(_CRLF) :]
+    def _find_end(self, data: bytes, at: int, terminator: bytes) -> int | None:
+        """Return the offset behind the next terminator; without one, keep the data until more comes."""
+        # What was kept begins the data, and was searched already but for a terminator's first bytes.
+        start, self._searched = at + self._searched, 0
+        found = data.find(terminator, start)
+        if found >= 0:
+            self._require_budget(found - at)
+            return found + len(terminator)
+        self._require_budget(len(data) - at)
+        self._buffer = data[at:]
+        self._searched = max(0, len(self._buffer) - len(terminator) + 1)
+        return None
 
     def _require_budget(self, size: int) -> None:
         if self._overhead_bytes + size > MAX_OVERHEAD_BYTES:
@@ -286,7 +280,7 @@ def _keeps_alive(connection: str | None, *, is_http_1_0: bool) -> bool:
     """Return whether the connection persists (RFC 9112 section 9.3)."""
     if connection is None:
         return not is_http_1_0
-    options = connection.lower().replace(" ", "").split(",")
+    options = [option.strip(" \t") for option in connection.lower().split(",")]
     return "close" not in options and (not is_http_1_0 or "keep-alive" in options)
 
 
@@ -298,13 +292,15 @@ def _read_fields(section: bytes) -> dict[str, str]:
     """
     text = section.decode("utf-8", "surrogateescape")
     if "\r\n " in text or "\r\n\t" in text:
+        if _FOLDED_LENGTH.search(text):
+            raise _ResponseError("the response has a length on a folded line")
         text = _OBS_FOLD.sub(" ", text)
     fields = _FIELD.findall(text)
     if len(fields) != text.count("\n"):  # a match takes exactly one line
         raise _ResponseError("the response has a malformed header")
     headers: dict[str, str] = {}
     for name, padded in fields:
-        key, value = name.lower(), padded.rstrip(" \t")
+        key, value = name.lower(), padded.strip(" \t")
         if key not in headers:
             headers[key] = value
         elif key in _LENGTHS:

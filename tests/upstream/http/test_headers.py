@@ -12,15 +12,15 @@ from service.upstream.http.headers import content_length, retry_after_seconds, s
 @pytest.mark.parametrize(
     ("headers", "etag"),
     [
-        pytest.param({"ETag": '"abc"'}, '"abc"', id="strong"),
-        pytest.param({"ETag": 'W/"abc"'}, None, id="weak"),
-        pytest.param({"ETag": 'w/"abc"'}, None, id="weak_small_letter"),
+        pytest.param({"etag": '"abc"'}, '"abc"', id="strong"),
+        pytest.param({"etag": 'W/"abc"'}, None, id="weak"),
+        pytest.param({"etag": 'w/"abc"'}, None, id="weak_small_letter"),
         pytest.param({}, None, id="missing"),
-        pytest.param({"ETag": ""}, None, id="empty"),
-        pytest.param({"ETag": '""'}, None, id="empty_tag"),
-        pytest.param({"ETag": '"'}, None, id="one_quote"),
-        pytest.param({"ETag": "abc"}, None, id="unquoted"),
-        pytest.param({"ETag": '"abc'}, None, id="open"),
+        pytest.param({"etag": ""}, None, id="empty"),
+        pytest.param({"etag": '""'}, None, id="empty_tag"),
+        pytest.param({"etag": '"'}, None, id="one_quote"),
+        pytest.param({"etag": "abc"}, None, id="unquoted"),
+        pytest.param({"etag": '"abc'}, None, id="open"),
     ],
 )
 def test_strong_etag_is_parsed(headers: dict[str, str], etag: str | None) -> None:
@@ -50,7 +50,7 @@ def test_strong_etag_is_parsed(headers: dict[str, str], etag: str | None) -> Non
 )
 def test_content_length_is_parsed(text: str, length: int | None) -> None:
     """A malformed length counts as absent."""
-    assert content_length({"Content-Length": text}) == length
+    assert content_length({"content-length": text}) == length
 
 
 def test_content_length_may_be_absent() -> None:
@@ -89,7 +89,7 @@ NOW = datetime(1994, 11, 6, 8, 49, 37, tzinfo=UTC)
 )
 def test_retry_after_is_parsed(text: str, seconds: float | None) -> None:
     """Seconds and all three forms of a date (RFC 9110 section 5.6.7) are parsed; anything else counts as absent."""
-    assert retry_after_seconds({"Retry-After": text}, NOW) == seconds
+    assert retry_after_seconds({"retry-after": text}, NOW) == seconds
 
 
 def test_retry_after_date_is_relative_to_the_clock() -> None:
@@ -98,8 +98,8 @@ def test_retry_after_date_is_relative_to_the_clock() -> None:
         "Sun, 06 Nov 1994 08:49:37 GMT",
         (datetime.now(UTC) + timedelta(days=2)).strftime("%a, %d %b %Y %H:%M:%S GMT"),
     )
-    assert retry_after_seconds({"Retry-After": past}) == 0
-    assert (retry_after_seconds({"Retry-After": future}) or 0) > 24 * 3600
+    assert retry_after_seconds({"retry-after": past}) == 0
+    assert (retry_after_seconds({"retry-after": future}) or 0) > 24 * 3600
     assert retry_after_seconds({}) is None
 
 
@@ -109,5 +109,5 @@ DATE_PARTS = ["Sun,", "06", "Nov", "1994", "99999", "0", "-1", "08:50:07", "1:2"
 @given(st.one_of(st.text(), st.lists(st.sampled_from(DATE_PARTS), max_size=8).map(" ".join)))
 def test_retry_after_accepts_any_text(text: str) -> None:
     """Any text in Retry-After is a wait that is not negative, or none."""
-    seconds = retry_after_seconds({"Retry-After": text}, NOW)
+    seconds = retry_after_seconds({"retry-after": text}, NOW)
     assert seconds is None or seconds >= 0

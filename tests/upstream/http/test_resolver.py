@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
+import aiohappyeyeballs
 import aiohttp
 import pytest
 from aiohttp.abc import ResolveResult
@@ -12,6 +14,8 @@ from yarl import URL
 
 from service.model import Reason
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox
+from service.upstream.http.connection import ConnectionPool
+from service.upstream.http.dial import Dialer
 from service.upstream.http.fetcher import Fetcher
 from service.upstream.http.resolver import AddressRejected, PublicResolver
 from service.upstream.http.session import open_session
@@ -35,18 +39,33 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     async def resolve(_self: object, _host: str, port: int = 0, _family: int = 0) -> list[ResolveResult]:
         return [resolved(address, port) for address in addresses]
 
+    def getaddrinfo(_host: str, port: int, **_options: object) -> list[tuple[object, ...]]:
+        return [(resolved(one)["family"], socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
+
     monkeypatch.setattr(aiohttp.ThreadedResolver, "resolve", resolve)
+    monkeypatch.setattr("service.upstream.http.dial.socket.getaddrinfo", getaddrinfo)
 
 
 @asynccontextmanager
 async def open_fetcher(url_policy: UrlPolicy, *, key: str = "hush") -> AsyncIterator[Fetcher]:
     """Open a fetcher with a session of its own."""
+    pool = ConnectionPool(Dialer(allow_private=False, connect_timeout_seconds=5))
     async with open_session(allow_private=False, connect_timeout_seconds=5) as session:
         clock = asyncio.get_running_loop().time
         yield Fetcher(
-            session, url_policy, rate_limiter=RateLimiter(1000, clock=clock), api_headers={"x-api-key": key},
+            session, pool, url_policy, rate_limiter=RateLimiter(1000, clock=clock), api_headers={"x-api-key": key},
             idle_timeout_seconds=5,
         )  # fmt: skip
+        pool.close()
+
+
+async def send(fetcher: Fetcher, method: str, url: URL) -> None:
+    """Send a request, and ignore its response."""
+    if method == "GET":
+        await fetcher.get(url, {}, max_bytes=1000)
+        return
+    async with fetcher.send(method, url, {}, b"x"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -116,24 +135,57 @@ async def test_private_address_is_never_dialled(method: str, host: str, monkeypa
 
     async with await asyncio.start_server(dial, "127.0.0.1") as listening, open_fetcher(UrlPolicy(API)) as fetcher:
         url = URL(f"https://{host}:{listening.sockets[0].getsockname()[1]}/a", encoded=True)
-        opened = fetcher.get(url, {}) if method == "GET" else fetcher.send("PUT", url, {}, b"x")
         with pytest.raises(AttemptFailed) as caught:
-            async with opened:
-                pass
+            await send(fetcher, method, url)
     assert caught.value.failure.reason is Reason.REDIRECT_REFUSED
     assert dialled == []
 
 
-async def test_redirect_to_a_private_name_is_not_followed(sandbox: Sandbox) -> None:
+async def test_redirect_to_a_private_name_is_not_followed(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host name of a redirect is resolved and checked like every other, when the connection is made."""
     image = sandbox.orders[DEMO_ORDER_ID].images[0]
-    inside = URL(sandbox.storage_origin).with_host("localhost")
-    sandbox.faults.always(image.image_id, Fault(Kind.REDIRECT_TO, location=f"{inside}/enhanced/1"))
-    # The sandbox has literal addresses, which the policy allows here; names are checked by the resolver.
-    async with open_fetcher(UrlPolicy(URL(sandbox.api_origin), allow_private=True), key=sandbox.api_key) as fetcher:
-        url = URL(f"{sandbox.api_base}/images/{image.image_id}/enhanced?preview=true")
+    api, inside = URL(sandbox.api_base), URL(sandbox.storage_origin)
+    location = f"{inside.with_host('inside.example.com')}/enhanced/1"
+    sandbox.faults.always(image.image_id, Fault(Kind.REDIRECT_TO, location=location))
+
+    def getaddrinfo(host: str, port: int, **_options: object) -> list[tuple[object, ...]]:
+        address = "127.0.0.1" if host == "inside.example.com" else PUBLIC
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    dial = aiohappyeyeballs.start_connection
+
+    async def dial_sandbox(addr_infos: Sequence[aiohappyeyeballs.AddrInfoType], **options: Any) -> socket.socket:
+        assert {info[-1][0] for info in addr_infos} == {PUBLIC}
+        return await dial([(*info[:-1], ("127.0.0.1", info[-1][1])) for info in addr_infos], **options)
+
+    monkeypatch.setattr("service.upstream.http.dial.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", dial_sandbox)  # the public address is the sandbox here
+    origin = api.origin().with_host("api.example.com")
+    async with open_fetcher(UrlPolicy(origin, allow_private=True), key=sandbox.api_key) as fetcher:
+        url = origin.with_path(f"{api.path}/images/{image.image_id}/enhanced").with_query(preview="true")
         with pytest.raises(AttemptFailed) as caught:
-            async with fetcher.get(url, {}):
-                pass
+            await send(fetcher, "GET", url)
     assert caught.value.failure.reason is Reason.REDIRECT_REFUSED
-    assert caught.value.failure.detail == "localhost has an address that is not public"
+    assert caught.value.failure.detail == "inside.example.com has an address that is not public"
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+async def test_name_is_resolved_once_for_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections to one name share its look-up, and the next ones use its result; a failed look-up is repeated."""
+    lookups: list[str] = []
+
+    def getaddrinfo(host: str, _port: int, **_options: object) -> list[tuple[object, ...]]:
+        lookups.append(host)
+        if len(lookups) == 1:
+            raise socket.gaierror("no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 443))]
+
+    monkeypatch.setattr("service.upstream.http.dial.socket.getaddrinfo", getaddrinfo)
+    async with open_fetcher(UrlPolicy(API)) as fetcher:
+        reasons = []
+        for count in (1, 3, 1):
+            sent = [send(fetcher, "GET", URL("https://files.example.com/a")) for _ in range(count)]
+            results = await asyncio.gather(*sent, return_exceptions=True)
+            reasons += [error.failure.reason for error in results if isinstance(error, AttemptFailed)]
+    assert reasons == [Reason.CONNECTION_FAILED, *[Reason.REDIRECT_REFUSED] * 4]
+    assert lookups == ["files.example.com"] * 2

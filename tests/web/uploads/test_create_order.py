@@ -153,6 +153,7 @@ async def test_upload_without_a_valid_file_creates_no_order(
         pytest.param(Fault(Kind.STATUS, status=500), id="500"),
         pytest.param(Fault(Kind.RESET), id="reset"),
         pytest.param(Fault(Kind.STATUS, status=429), id="429"),
+        *(pytest.param(Fault(Kind.STATUS, status=one), id=str(one)) for one in (400, 401, 402, 403, 409, 412)),
     ],
 )
 async def test_failed_puts_are_retried(
@@ -169,12 +170,23 @@ async def test_failed_puts_are_retried(
 
 async def test_rejected_puts_are_not_retried(sandbox: Sandbox, creating: str, client: aiohttp.ClientSession) -> None:
     """A PUT that the storage rejects permanently is not retried; the response has the id of the created order."""
-    sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=403), origin="upload")
+    sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=404), origin="upload")
     status, document = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
     assert (status, document["type"]) == (422, "/problems/no-files-uploaded")
-    assert outcomes(document) == [("a.jpg", "unauthorized")]
+    assert outcomes(document) == [("a.jpg", "not_found")]
     assert document["order_id"] in sandbox.orders
     assert len([one for one in sandbox.requests if one.origin == "storage"]) == 1
+
+
+@pytest.mark.parametrize("rejection", [400, 401, 402, 403])
+async def test_puts_rejected_by_the_storage_are_not_about_our_key(
+    rejection: int, sandbox: Sandbox, creating: str, client: aiohttp.ClientSession
+) -> None:
+    """A storage that rejects its signed URL every time is an upstream error, not a key or credits that lack."""
+    sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=rejection), origin="upload")
+    _, document = await post(client, creating, form(("a.jpg", jpeg(1000, 1))))
+    assert outcomes(document) == [("a.jpg", "upstream_error")]
+    assert len([one for one in sandbox.requests if one.origin == "storage"]) == 2  # attempts of the fixture
 
 
 @pytest.mark.parametrize(
