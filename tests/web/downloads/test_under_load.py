@@ -20,14 +20,13 @@ from service.app import create_app
 from service.errors import ClientStalled
 from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox, SandboxImage, SandboxOrder
 from service.settings import MIB, Settings
-from service.streaming.budgets import Reservation
 from service.upstream import retry
 from service.web.downloads.context import DOWNLOADS, DownloadsContext
 from service.web.http import streaming_response as archive_response
 from service.web.http.streaming_response import WRITE_BUFFER_BYTES, StreamingResponse
 from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService
-from tests.streaming.test_prefetch import Watched
+from tests.fakes.downloads import CheckedBudget
 
 NOT_THERE = "00000000-0000-4000-8000-000000000000"
 OPS_PATHS = ("/health", "/health/live", "/health/ready", "/metrics")
@@ -272,9 +271,22 @@ def response_to(transport: Transport) -> StreamingResponse:
     below: Any = protocol, response
     below[0].transport = transport
     below[1]._payload_writer, below[1]._req = writer, SimpleNamespace(transport=transport)
-    protocol.pause_writing()
-    transport.takes_all = lambda: protocol.resume_writing() if protocol.writing_paused else None
+    transport.takes_all = below[1]._resume
     return response
+
+
+async def send(response: StreamingResponse) -> None:
+    """Send a piece, and wait until more may be sent.
+
+    Raises:
+        ClientStalled: the client does not read.
+    """
+    writable = asyncio.get_running_loop().create_future()
+    response.attach(lambda: writable.set_result(None), writable.set_exception)
+    response.send([b"piece"])
+    response.flush()
+    if not response.send([]):
+        await writable
 
 
 FULL = WRITE_BUFFER_BYTES + 1000
@@ -283,7 +295,7 @@ FULL = WRITE_BUFFER_BYTES + 1000
 async def test_client_that_takes_a_byte_now_and_then_is_kept() -> None:
     """Any number of stall periods may pass as long as something is taken in each."""
     transport = Transport(FULL, [0] + [1] * 500)
-    await response_to(transport).send([b"piece"])
+    await send(response_to(transport))
     assert transport.looks == 502
 
 
@@ -291,7 +303,7 @@ async def test_client_that_stops_taking_is_given_up() -> None:
     """What a client took before does not help it in a period in which it takes nothing."""
     transport = Transport(FULL, [0, 0, 1, 1, 0, 1, 1])
     with pytest.raises(ClientStalled):
-        await response_to(transport).send([b"piece"])
+        await send(response_to(transport))
     assert transport.looks == 5
 
 
@@ -299,16 +311,16 @@ async def test_slow_client_is_sent_more_afterwards() -> None:
     """A wait of several periods leaves the connection as good as it was."""
     transport = Transport(FULL, [0, 0, 1, 1, 1])
     response = response_to(transport)
-    await response.send([b"piece"])
+    await send(response)
     transport.waiting_bytes = 0
-    await response.send([b"piece"])
+    await send(response)
     await response.write_eof()
 
 
 async def test_quick_client_is_not_waited_for() -> None:
     """A piece that finds room is not drained for."""
     transport = Transport(WRITE_BUFFER_BYTES, [0] * 500)
-    await response_to(transport).send([b"piece"])
+    await send(response_to(transport))
     assert transport.looks == 1
 
 
@@ -322,7 +334,7 @@ async def test_time_blocked_by_a_stalled_client_is_counted() -> None:
     """The time for which a client was waited for is known, also of one that was given up."""
     response = response_to(Transport(FULL, [0] * 500))
     with pytest.raises(ClientStalled):
-        await response.send([b"piece"])
+        await send(response)
     assert response.blocked_seconds > 0
 
 
@@ -366,10 +378,10 @@ async def test_client_that_takes_from_the_kernel_is_kept() -> None:
 
     with full_connection() as (near, far):
         transport = Transport(FULL, takes(), near)
-        await response_to(transport).send([b"piece"])
+        await send(response_to(transport))
         assert transport.looks == 5
         with pytest.raises(ClientStalled):
-            await response_to(Transport(FULL, [0] * 500, near)).send([b"piece"])
+            await send(response_to(Transport(FULL, [0] * 500, near)))
 
 
 async def test_slow_client_gets_its_archive(
@@ -392,8 +404,8 @@ async def test_slow_client_gets_its_archive(
                 enough.set()
             return left_bytes
 
-        untaken = archive_response._unacknowledged_bytes
-        monkeypatch.setattr(archive_response, "_unacknowledged_bytes", look)
+        untaken = archive_response._untaken_bytes
+        monkeypatch.setattr(archive_response, "_untaken_bytes", look)
         await enough.wait()
         tail = b""
         while not tail.endswith(b"X-Failed: 0\r\n\r\n"):
@@ -406,17 +418,19 @@ async def test_slow_client_gets_its_archive(
 # What is held for clients that do not read.
 
 
-class Scarce(Watched):
-    """A budget that tells when somebody must wait for room."""
+class Scarce(CheckedBudget):
+    """A budget that sets an event when it is used up."""
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(limit_bytes)
         self.exhausted = asyncio.Event()
 
-    def reserve(self, reservation: Reservation, size: int) -> asyncio.Future[bool]:
-        """Queue for bytes."""
-        self.exhausted.set()
-        return super().reserve(reservation, size)
+    def reserve(self, size: int) -> bool:
+        """Reserve bytes."""
+        is_reserved = super().reserve(size)
+        if not is_reserved:
+            self.exhausted.set()
+        return is_reserved
 
 
 def sent_by_storage(sandbox: Sandbox, orders: list[SandboxOrder]) -> int:
