@@ -15,13 +15,15 @@ import pytest
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_writer import StreamWriter
+from structlog.testing import capture_logs
 
 from service.app import create_app
 from service.errors import ClientStalled
-from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox, SandboxImage, SandboxOrder
+from service.sandbox import ANY_IMAGE, DEMO_ORDER_ID, Fault, Kind, Sandbox, SandboxImage, SandboxOrder
 from service.settings import MIB, Settings
 from service.upstream import retry
 from service.web.downloads.context import DOWNLOADS, DownloadsContext
+from service.web.downloads.record import ArchiveRecord
 from service.web.http import streaming_response as archive_response
 from service.web.http.streaming_response import WRITE_BUFFER_BYTES, StreamingResponse
 from tests.archives import add_order, download, entries, images_url, jpeg
@@ -591,3 +593,96 @@ async def test_client_that_leaves_while_the_upstream_is_waited_for(
     assert len(sandbox.requests) == asked
     assert inside().total_budget.held_bytes == 0
     assert count_of(inside(), "client_gone") == 1
+
+
+# What a client that has gone leaves behind, and what a fault of our own does.
+
+
+def service_timers() -> set[str]:
+    """Return the timers of the service's objects that are scheduled in the event loop, by their callbacks."""
+    scheduled: Any = asyncio.get_running_loop()
+    callbacks = [handle._callback for handle in scheduled._scheduled if not handle.cancelled()]
+    return {one.__qualname__ for one in callbacks if (getattr(one, "__module__", "") or "").startswith("service.")}
+
+
+# Idle connections to the API are kept, and closed by this timer.
+KEPT_TIMERS = {"ConnectionPool._sweep"}
+
+
+@pytest.mark.parametrize("state", ["blocked", "streaming", "waiting", "backing off"])
+async def test_client_that_leaves_leaves_nothing_behind(
+    state: str, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, inside: Inside
+) -> None:
+    """No download, no timer, no bytes and no requests for bytes, no share and no connection to the storage."""
+    service = await start_service(
+        read_ahead_bytes=2 * MIB, read_ahead_total_bytes=MIB, images_in_flight=3, max_images_in_flight=3
+    )
+    order = add_order(sandbox, [400_000] * 6) if state != "blocked" else add_endless_order(sandbox, images=6)
+    reached = [
+        sandbox.faults.pause(image.image_id, after_bytes=1000 if state == "streaming" else None).reached
+        for image in order.images[:3]
+        if state in {"streaming", "waiting"}
+    ]
+    if state == "backing off":
+        sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=503, retry_after=3600), origin="api")
+    async with silent_reader(service, order):
+        if state == "blocked":
+            await sandbox.wait_until(lambda: sent_by_storage(sandbox, [order]) > 0)
+            sent, before = 0, -1
+            while sent != before:  # a download beside it is the clock
+                await download(client, images_url(service, DEMO_ORDER_ID))
+                sent, before = sent_by_storage(sandbox, [order]), sent
+            assert inside().total_budget.queue_length > 0
+        for event in reached:
+            await event.wait()
+        if state == "backing off":
+            await sandbox.wait_until(lambda: sum(one.status == 503 and one.finished for one in sandbox.requests) == 3)
+            async with client.get(f"{service}/health/live") as response:
+                assert response.status == 200
+        assert service_timers() - KEPT_TIMERS
+    await inside().admission.wait_until_idle()
+    await sandbox.wait_until(all_at_rest(sandbox))
+    requests = len(sandbox.requests)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert service_timers() <= KEPT_TIMERS
+    assert (inside().total_budget.held_bytes, inside().total_budget.queue_length) == (0, 0)
+    assert inside().connections.archives == 0
+    assert state == "blocked" or sandbox.open_connections == 0  # there another download has left idle ones
+    assert len(sandbox.requests) == requests
+    assert count_of(inside(), "client_gone") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome"), [("image_granted", "failed"), ("entry_opened", "aborted"), ("image_finished", "aborted")]
+)
+async def test_fault_in_a_callback_breaks_the_archive(
+    method: str,
+    outcome: str,
+    sandbox: Sandbox,
+    start_service: StartService,
+    client: aiohttp.ClientSession,
+    inside: Inside,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An observer that raises is not just logged, and not taken for a failure of the upstream that may be retried."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(ArchiveRecord, method, fail)
+    service = await start_service(images_in_flight=1, max_images_in_flight=1)
+    order = add_order(sandbox, [3000, 3000])
+    with capture_logs() as lines:
+        response = await client.get(images_url(service, order.order_id))
+        if outcome == "failed":
+            assert response.status == 500
+        else:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        await inside().admission.wait_until_idle()
+    (failed,) = [line for line in lines if line["event"] == "request.failed"]
+    assert str(failed["exc_info"]) == "a fault"
+    assert len(sandbox.requests_for(order.images[0].image_id, "api")) == 1
+    assert inside().total_budget.held_bytes == 0
+    assert count_of(inside(), outcome) == 1

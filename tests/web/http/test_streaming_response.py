@@ -19,9 +19,7 @@ async def server_of(app: web.Application) -> AsyncIterator[tuple[str, int]]:
     runner = web.AppRunner(app, shutdown_timeout=0)
     await runner.setup()
     assert runner.server is not None
-    factory = connection_factory(
-        runner.server, header_timeout_seconds=10, stall_seconds=10, on_malformed=lambda: None
-    )
+    factory = connection_factory(runner.server, header_timeout_seconds=10, stall_seconds=10, on_malformed=lambda: None)
     server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[:2]
