@@ -132,7 +132,7 @@ class Settings(BaseSettings):
         32,
         ge=1,
         le=256,
-        description="Upper limit of IMAGES_IN_FLIGHT, which grows while the upstream is slow to respond.",
+        description="How far IMAGES_IN_FLIGHT may grow while the upstream is slow to respond.",
     )
     read_ahead_bytes: int = Field(
         8 * MIB, ge=0, description="Bytes one archive may buffer of images behind the one being written."

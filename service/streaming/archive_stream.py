@@ -151,7 +151,7 @@ class ArchiveStream:
         self._ending: Iterator[bytes] | None = None
         self._pump_handle: asyncio.Handle | None = None
         self._is_blocked = False  # the output has enough
-        self._is_closed = False
+        self._is_stopped = False
         self._first_byte: asyncio.Future[None] = self._loop.create_future()
         self._finished: asyncio.Future[None] = self._loop.create_future()
         self._starved_since: float | None = None
@@ -164,6 +164,11 @@ class ArchiveStream:
     def failed(self) -> int:
         """Number of images that are not in the archive, and never will be."""
         return len(self.outcomes) - self.downloaded
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether a status can be sent, or has been: no error is one any more."""
+        return self._first_byte.done()
 
     @property
     def bytes_out(self) -> int:
@@ -184,12 +189,9 @@ class ArchiveStream:
 
     def close(self) -> None:
         """End every download, and return what they hold."""
-        self._is_closed = True
-        if self._pump_handle is not None:
-            self._pump_handle.cancel()
-            self._pump_handle = None
+        self._stop_pump()
         self._set_starved(starved=False)
-        self._prefetch.close()  # first: the end of the head's download must not start another
+        self._prefetch.close()  # before the head is released, which would start the next download
         self._release_head()
         for awaited in (self._first_byte, self._finished):
             if not awaited.cancel() and not awaited.cancelled():
@@ -239,8 +241,14 @@ class ArchiveStream:
     # The pump
 
     def _schedule_pump(self) -> None:
-        if self._pump_handle is None and not self._is_closed:
+        if self._pump_handle is None and not self._is_stopped:
             self._pump_handle = self._loop.call_soon(self._pump)
+
+    def _stop_pump(self) -> None:
+        self._is_stopped = True
+        if self._pump_handle is not None:
+            self._pump_handle.cancel()
+            self._pump_handle = None
 
     def _on_writable(self) -> None:
         self._is_blocked = False
@@ -370,8 +378,10 @@ class ArchiveStream:
 
     def _end(self) -> None:
         """Write the archive's last entries and its directory."""
-        if self._output is None:
+        if not self._has_begun:
             raise NoImagesAvailable("Not one image of the order could be downloaded.", self.outcomes)
+        if self._output is None:
+            return
         if self._ending is None:
             self._ending = self._last_entries()
         for piece in self._ending:
@@ -395,8 +405,9 @@ class ArchiveStream:
         yield from self._writer.finish()
 
     def _fail(self, error: BaseException) -> None:
-        """End the archive with an error, raised where it is awaited."""
-        awaited = self._finished if self._output is not None else self._first_byte
+        """End the archive with an error, raised where it is awaited. Nothing is written after it."""
+        self._stop_pump()
+        awaited = self._finished if self._has_begun else self._first_byte
         if not awaited.done():
             awaited.set_exception(error)
 
@@ -428,7 +439,7 @@ class ArchiveStream:
             self._abandon()
 
     def _abort(self, outcome: Outcome) -> None:
-        if self._output is None:
+        if not self._has_begun:
             raise NoImagesAvailable("An image failed, and on_error=abort asks for all or nothing.", self.outcomes)
         raise ImageMissing(f"image {outcome.image.image_id} failed, and on_error=abort asks for all or nothing")
 

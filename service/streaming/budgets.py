@@ -30,8 +30,13 @@ class MemoryBudget:
             self.held_bytes += wanted
             reservation.grant()
 
+    @property
+    def queue_length(self) -> int:
+        """Number of reservations that wait."""
+        return len(self._waiting)
+
     def enqueue(self, reservation: "Reservation", size: int) -> None:
-        """Let a reservation wait for ``size`` bytes; more than the whole budget is never granted."""
+        """Let a reservation wait for ``size`` bytes, which must not exceed the limit."""
         self._waiting[reservation] = size
 
     def dequeue(self, reservation: "Reservation") -> None:
@@ -66,7 +71,12 @@ class Reservation:
         return True
 
     def request(self, size: int) -> None:
-        """Take ``size`` bytes as soon as they are free."""
+        """Take ``size`` bytes as soon as they are free.
+
+        What exceeds the limit of a budget is never granted. It neither waits nor delays others.
+        """
+        if any(size > budget.limit_bytes for budget in self._budgets):
+            return
         self._requested_bytes, self._granted_budgets = size, 0
         if self._take_next():
             self._on_granted()

@@ -38,8 +38,8 @@ _CONGESTION = frozenset(
 )
 
 ItemT = TypeVar("ItemT")
-# Bytes, the CRC-32 of the copy up to and including them, and how many bytes are reserved for them.
-_Chunk = tuple[bytes, int, int]
+# Bytes, and the CRC-32 of the copy up to and including them.
+_Chunk = tuple[bytes, int]
 
 
 class Download(Protocol):
@@ -90,9 +90,8 @@ class Slot(Generic[ItemT]):
         self._reservation = Reservation(budgets, self._on_reserved)
         self._chunks: deque[_Chunk] = deque()
         self._buffered_bytes = 0
-        self._requested_bytes = 0
         self._is_claimed = False
-        self._is_paused = False
+        self._is_paused = False  # also: unless claimed, a request for the bytes that are not reserved waits
         self._now = now
         self._started_at = now()
         self._ended_at: float | None = None
@@ -118,7 +117,8 @@ class Slot(Generic[ItemT]):
         """Make this the head: it needs no reservation any more."""
         self._is_claimed = True
         self._reservation.cancel()
-        self._resume()
+        if self._buffered_bytes < HEAD_BYTES:
+            self._resume()
 
     def take_opened(self) -> Opened | None:
         """Return the start of a new copy, once."""
@@ -129,10 +129,11 @@ class Slot(Generic[ItemT]):
         """Return the next bytes of the copy, if there are any, with the CRC-32 of the copy up to them."""
         if not self._chunks:
             return None
-        chunk, crc32, reserved_bytes = self._chunks.popleft()
-        self._buffered_bytes -= _cost(chunk)
-        if reserved_bytes:
-            self._reservation.release(reserved_bytes)
+        chunk, crc32 = self._chunks.popleft()
+        cost = _cost(chunk)
+        self._buffered_bytes -= cost
+        if self._reservation.held_bytes:  # the first chunks are the reserved ones
+            self._reservation.release(min(cost, self._reservation.held_bytes))
         if self._is_paused and self._buffered_bytes < HEAD_BYTES:
             self._resume()
         return chunk, crc32
@@ -142,7 +143,6 @@ class Slot(Generic[ItemT]):
         if self.download is not None and not self.is_ended:
             self.download.abort()
         self._clear()
-        self._reservation.close()
 
     # For the download: upstream.image_download.ImageSink
 
@@ -159,18 +159,15 @@ class Slot(Generic[ItemT]):
         """Take bytes of the copy; pause the download where that is enough."""
         cost = _cost(chunk)
         self._buffered_bytes += cost
+        self._chunks.append((chunk, crc32))
         if self._is_claimed:
-            self._chunks.append((chunk, crc32, 0))
             if self._buffered_bytes >= HEAD_BYTES:
                 self._pause()
-        elif self._is_paused or not self._reservation.reserve(cost):
-            self._chunks.append((chunk, crc32, 0))
-            if not self._is_paused:
-                self._requested_bytes = cost
-                self._pause()
-                self._reservation.request(cost)
-        else:
-            self._chunks.append((chunk, crc32, cost))
+        elif self._is_paused:
+            self._pause()  # a new attempt reads until it is paused again
+        elif not self._reservation.reserve(cost):
+            self._pause()
+            self._reservation.request(cost)
         self.is_ready = True
         self._prefetch.on_change()
 
@@ -178,9 +175,7 @@ class Slot(Generic[ItemT]):
         """Take the end of an attempt: what is buffered may be continued, but not yet."""
         if not self._is_claimed:
             self.is_ready = False
-        if failure.reason in _CONGESTION:
-            self._prefetch.window.congested(self.generation)
-            self.generation = self._prefetch.window.generation
+        self._note_congestion(failure)
 
     def image_completed(self, size: int, crc32: int) -> None:
         """Take the end of the image."""
@@ -192,13 +187,18 @@ class Slot(Generic[ItemT]):
         self.failure = failure
         self._clear()
         self.opened = None
+        self._note_congestion(failure)
         self._end()
 
     def image_crashed(self, error: BaseException) -> None:
         """Take a fault of the service: it breaks the archive where the reader meets it."""
         self.error = error
         self._clear()
-        self._end()
+        self.opened = None
+        if self.is_ended:  # at the end of the image, and nothing has read it yet
+            self._prefetch.on_change()
+        else:
+            self._end()
 
     def _end(self) -> None:
         self.is_ended = True
@@ -207,20 +207,23 @@ class Slot(Generic[ItemT]):
         self._ended_at = self._now()
         self._prefetch.download_ended(self)
 
+    def _note_congestion(self, failure: Failure) -> None:
+        if failure.reason in _CONGESTION:
+            self._prefetch.window.congested(self.generation)
+            self.generation = self._prefetch.window.generation
+
     def _clear(self) -> None:
-        self._reservation.cancel()
-        while self._chunks:
-            _, _, reserved_bytes = self._chunks.popleft()
-            if reserved_bytes:
-                self._reservation.release(reserved_bytes)
+        self._reservation.close()
+        self._chunks.clear()
         self._buffered_bytes = 0
         self._is_paused = False
 
     def _on_reserved(self) -> None:
-        """The chunk that found no room has it now."""
-        chunk, crc32, _ = self._chunks[-1]
-        self._chunks[-1] = chunk, crc32, self._requested_bytes
-        self._resume()
+        """Go on: the chunk that found no room has it now. Others may have been read together with it."""
+        if unreserved_bytes := self._buffered_bytes - self._reservation.held_bytes:
+            self._reservation.request(unreserved_bytes)
+        else:
+            self._resume()
 
     def _pause(self) -> None:
         self._is_paused = True
@@ -278,7 +281,7 @@ class Prefetch(Generic[ItemT]):
     def claim_next(self) -> Slot[ItemT] | None:
         """Return the first slot, in the items' order, that is ready or has ended; ``None`` if there is none now.
 
-        Whoever claims a slot closes it.
+        ``release`` it in the end.
         """
         for index, slot in enumerate(self._slots):
             if slot.is_ready:
@@ -312,8 +315,8 @@ class Prefetch(Generic[ItemT]):
         self._items.clear()
         slots, self._slots = self._slots, []
         for slot in slots:
-            self.release(slot)
-        self._more_may_come = False
+            self._close_slot(slot)
+        self._update_share()
 
     def download_ended(self, slot: Slot[ItemT]) -> None:
         """Take the end of a slot's download: the next may start."""
@@ -326,12 +329,14 @@ class Prefetch(Generic[ItemT]):
         self.on_change()
 
     def release(self, slot: Slot[ItemT]) -> None:
-        """Close a slot, whose download may still run."""
-        was_running = slot.download is not None and not slot.is_ended
-        slot.close()
-        if was_running:
+        """Close a claimed slot, whose download may still run."""
+        self._close_slot(slot)
+        self._fill()
+
+    def _close_slot(self, slot: Slot[ItemT]) -> None:
+        if slot.download is not None and not slot.is_ended:
             self._running -= 1
-            self._fill()
+        slot.close()
 
     def _fill(self) -> None:
         if self._is_filling:  # a download that fails at once: the loop below goes on
@@ -349,13 +354,16 @@ class Prefetch(Generic[ItemT]):
         slot = Slot(self._items.popleft(), self, self._budgets, self._now)
         slot.generation = self.window.generation
         self._slots.append(slot)
-        download = self._start(slot)
-        if isinstance(download, Failure):
-            slot.image_failed(download)
-            return
-        slot.download = download
-        self._running += 1
-        download.start()
+        try:
+            download = self._start(slot)
+            if isinstance(download, Failure):
+                slot.image_failed(download)
+                return
+            slot.download = download
+            self._running += 1
+            download.start()
+        except Exception as error:  # noqa: BLE001 - the callback that made room for this download is another one's
+            slot.image_crashed(error)
 
     def _update_share(self) -> None:
         """Count among those who share the downloads while there is something to fetch."""

@@ -5,7 +5,7 @@ import logging
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,8 +31,16 @@ HALF_IMAGE = b"PK\x03\x04 PK\x01\x02 PK\x07\x08" * 200
 both_layouts = pytest.mark.parametrize("layout", list(Layout))
 
 
+def _write_all(writer: ArchiveWriter, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Write chunks with the running CRC-32."""
+    crc32 = 0
+    for chunk in chunks:
+        crc32 = zlib.crc32(chunk, crc32)
+        yield from map(bytes, writer.write(chunk, crc32))
+
+
 def _rolled_back(writer: ArchiveWriter, name: str, size: int | None = 10**6) -> bytes:
-    sent = writer.open_entry(name, size) + b"".join(writer.write(HALF_IMAGE))
+    sent = writer.open_entry(name, size) + b"".join(writer.write(HALF_IMAGE, zlib.crc32(HALF_IMAGE)))
     writer.roll_back()
     return sent
 
@@ -70,7 +78,7 @@ def test_write_returns_a_stored_chunk_as_the_same_object() -> None:
     writer.open_entry("a.jpg", 5)
     chunk = b"image"
 
-    (part,) = writer.write(chunk)
+    (part,) = writer.write(chunk, zlib.crc32(chunk))
     assert part is chunk
 
 
@@ -78,7 +86,7 @@ def test_write_returns_a_stored_chunk_as_the_same_object() -> None:
 def test_streamable_data_is_one_deflate_stream(chunks: list[bytes], whole: bool) -> None:  # noqa: FBT001 - hypothesis
     """Whatever its chunks, closed or rolled back, an entry's data is a complete deflate stream."""
     writer = ArchiveWriter(Layout.STREAMABLE)
-    sent = writer.open_entry("a.jpg") + b"".join(part for chunk in chunks for part in writer.write(chunk))
+    sent = writer.open_entry("a.jpg") + b"".join(_write_all(writer, chunks))
     if whole:
         sent += writer.close_entry()[1]
     else:
@@ -93,7 +101,7 @@ def test_closed_entry_states_size_and_checksum(layout: Layout) -> None:
     """``close_entry`` returns the size and CRC-32 that the central directory states."""
     writer = ArchiveWriter(layout)
     header = writer.open_entry("a.jpg", 8)
-    body = b"".join((*writer.write(b"half"), *writer.write(b"half")))
+    body = b"".join(_write_all(writer, [b"half", b"half"]))
     entry, end = writer.close_entry()
     tail = b"".join(writer.finish())
 
@@ -111,11 +119,11 @@ def test_empty_chunk_adds_nothing(layout: Layout) -> None:
     writer.open_entry("a.jpg", 5)
     before = writer.bytes_out
 
-    assert b"".join(writer.write(b"")) == b""
+    assert b"".join(writer.write(b"", 0)) == b""
     assert writer.bytes_out == before
-    writer.write(b"image")
-    assert b"".join(writer.write(b"")) == b""
-    assert writer.close_entry()[0].size == 5
+    writer.write(b"image", zlib.crc32(b"image"))
+    assert b"".join(writer.write(b"", zlib.crc32(b"image"))) == b""
+    assert writer.close_entry()[0] == Entry("a.jpg", 5, zlib.crc32(b"image"))
 
 
 @both_layouts
@@ -239,8 +247,8 @@ IDLE_ONLY: list[Callable[[ArchiveWriter], object]] = [
     lambda writer: writer.finish(),
 ]
 OPEN_ONLY: list[Callable[[ArchiveWriter], object]] = [
-    lambda writer: writer.write(b"image"),
-    lambda writer: writer.write(b""),
+    lambda writer: writer.write(b"image", zlib.crc32(b"image")),
+    lambda writer: writer.write(b"", 0),
     lambda writer: writer.close_entry(),
     lambda writer: writer.roll_back(),
 ]
@@ -320,9 +328,9 @@ class WriterStateMachine(RuleBasedStateMachine):
         assert self.data is not None
         if self.declared_size is not None and len(self.data + chunk) > self.declared_size:
             with pytest.raises(EntrySizeMismatch):
-                self.writer.write(chunk)
+                self.writer.write(chunk, zlib.crc32(self.data + chunk))
             return
-        self.sent.extend(map(bytes, self.writer.write(chunk)))
+        self.sent.extend(map(bytes, self.writer.write(chunk, zlib.crc32(self.data + chunk))))
         self.data += chunk
 
     @precondition(lambda self: self.data is not None)
@@ -389,9 +397,9 @@ def test_entry_of_unknown_size_fails_before_it_needs_zip64(layout: Layout) -> No
     writer.open_entry("endless.jpg")
     chunk = bytes(4 * 1024 * 1024)
     for _ in range(LARGEST_WITHOUT_ZIP64 // len(chunk)):
-        writer.write(chunk)
+        writer.write(chunk, 0)
     with pytest.raises(EntrySizeMismatch):
-        writer.write(chunk)
+        writer.write(chunk, 0)
     writer.roll_back()
     writer.add("a.jpg", b"image")
 
@@ -415,8 +423,11 @@ def test_huge_entry_has_zip64(size: int, layout: Layout, tmp_path: Path) -> None
     with path.open("wb") as file:
         header = writer.open_entry("Schloß.jpg", size)
         file.write(header)
+        crc32 = 0
         for start in range(0, size, len(chunk)):
-            parts = writer.write(chunk[: size - start])
+            piece = chunk[: size - start]
+            crc32 = zlib.crc32(piece, crc32)
+            parts = writer.write(piece, crc32)
             file.seek(sum(map(len, parts)), io.SEEK_CUR)  # a hole instead of 4 GiB of zeros
         file.write(writer.close_entry()[1])
         file.write(writer.add("a.jpg", b"image"))

@@ -581,17 +581,17 @@ async def test_paused_download_is_no_idle_upstream(sandbox: Sandbox) -> None:
 
     def pause() -> None:
         if not paused.is_set():
-            download.pause()
+            paused_download.pause()
             paused.set()
 
     async with upstream_of(sandbox, DownloadPolicy(attempts=1), idle_timeout_seconds=0.1) as upstream:
         sink = Sink(pause)
-        download = start(upstream, order.images[0], sink)
+        paused_download = start(upstream, order.images[0], sink)
         await paused.wait()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(sink.ended.wait(), 0.4)  # four idle timeouts
         assert len(sink.content) < size // 2
-        download.resume()
+        paused_download.resume()
         await sink.ended.wait()
     assert sink.events == [Opened("jpg", size), "completed"]
     assert len(sink.content) == size
@@ -612,7 +612,7 @@ async def test_aborted_download_is_over(moment: str, sandbox: Sandbox) -> None:
         if gate is not None:
             await received.wait()
         else:
-            while not sink.events:
+            while not sink.events:  # noqa: ASYNC110 - the sink is informed within one turn of the event loop
                 await asyncio.sleep(0)
         events = list(sink.events)
         download.abort()

@@ -210,10 +210,14 @@ class Fetch:
         environment, from_api = self._environment, self._target.origin.is_api
         now = self._last_activity = environment.loop.time()
         hop = hop_of(self._hops, is_api=from_api, status=response.status)
-        environment.record_response(hop, response.status, response.headers, now - self._sent_at)
-        if not self._hops and response.status < HTTPStatus.BAD_REQUEST and self._granted is not None:
-            granted, self._granted = self._granted, None
-            granted()
+        try:
+            environment.record_response(hop, response.status, response.headers, now - self._sent_at)
+            if not self._hops and response.status < HTTPStatus.BAD_REQUEST and self._granted is not None:
+                granted, self._granted = self._granted, None
+                granted()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._crash(error)
+            return
         if response.status in REDIRECT_STATUSES:
             self._location = response.headers.get("location")
             self._state, self._discarded_bytes = _State.REDIRECTING, 0

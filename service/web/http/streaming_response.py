@@ -60,8 +60,13 @@ class StreamingResponse(web.StreamResponse):
         self._paused_since: float | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._untaken_bytes = 0  # when the timer was set
-        # Seconds in which the archive had bytes to send and the client took none fast enough.
-        self.blocked_seconds = 0.0
+        self._blocked_seconds = 0.0
+
+    @property
+    def blocked_seconds(self) -> float:
+        """Seconds in which the archive had bytes to send and the client did not read fast enough, up to now."""
+        paused_seconds = 0.0 if self._paused_since is None else self._loop.time() - self._paused_since
+        return self._blocked_seconds + paused_seconds
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send the headers; the body is written past aiohttp's writer, which would copy every piece once more."""
@@ -151,7 +156,7 @@ class StreamingResponse(web.StreamResponse):
         transport.write(b"".join(parts))
         if self._paused_since is None and transport.get_write_buffer_size() > WRITE_BUFFER_BYTES:
             self._paused_since = self._loop.time()
-            self._watch_stall(transport)
+            self._watch_stall(_untaken_bytes(transport))
 
     async def _wait_writable(self) -> None:
         writable: asyncio.Future[None] = self._loop.create_future()
@@ -170,29 +175,28 @@ class StreamingResponse(web.StreamResponse):
     def _resume(self) -> None:
         """Take that the transport's buffer is below its low-water mark."""
         if self._paused_since is not None:
-            self.blocked_seconds += self._loop.time() - self._paused_since
-            self._paused_since = None
-            self._stop_timer()
+            self._end_pause()
             self._on_writable()
 
-    def _watch_stall(self, transport: asyncio.Transport) -> None:
-        self._untaken_bytes = _untaken_bytes(transport)
+    def _end_pause(self) -> None:
+        self._blocked_seconds, self._paused_since = self.blocked_seconds, None
+        self._stop_timer()
+
+    def _watch_stall(self, untaken_bytes: int) -> None:
+        self._untaken_bytes = untaken_bytes
         self._stall_timer = self._loop.call_later(self._stall_seconds, self._check_stall)
 
     def _check_stall(self) -> None:
         """Give a client up that has taken nothing. A slow client is not a stalled one."""
         transport = self._transport
-        if transport is not None and _untaken_bytes(transport) < self._untaken_bytes:
-            self._watch_stall(transport)
+        if transport is not None and (untaken_bytes := _untaken_bytes(transport)) < self._untaken_bytes:
+            self._watch_stall(untaken_bytes)
             return
         self._is_stalled = True
         self._on_failed(ClientStalled(f"the client has taken nothing for {self._stall_seconds:g} s"))
 
     def _detach(self) -> None:
-        if self._paused_since is not None:
-            self.blocked_seconds += self._loop.time() - self._paused_since
-            self._paused_since = None
-        self._stop_timer()
+        self._end_pause()
         if self._connection is not None:
             self._connection.on_writable = None
             self._connection = None

@@ -14,6 +14,7 @@ PUBLIC_LIMITS = (
     "max_archives",
     "max_images_per_order",
     "images_in_flight",
+    "max_images_in_flight",
     "image_attempts",
     "image_timeout_seconds",
     "first_byte_seconds",

@@ -124,11 +124,10 @@ def test_any_message_is_read_in_any_segments(cut: tuple[bytes, list[bytes]], end
     whole, reader = read(*([message] if message else []), end=end)
     cut_up, other = read(*pieces, end=end)
     assert cut_up == whole
-    assert (other.keep_alive, other.has_ended, other.is_empty, other.remaining_bytes) == (
+    assert (other.keep_alive, other.has_ended, other.is_empty) == (
         reader.keep_alive,
         reader.has_ended,
         reader.is_empty,
-        reader.remaining_bytes,
     )
     letters = {ResponseStarted: "S", bytes: "B", ResponseFailed: "F"}
     order = "".join(letters.get(type(event), "E") for event in whole)
@@ -207,7 +206,7 @@ def test_close_delimited_body_ends_with_the_connection() -> None:
     assert isinstance(started, ResponseStarted)
     assert not started.has_framing
     assert rest == [b"ima" + SECOND]
-    assert (reader.has_ended, reader.remaining_bytes) == (False, None)
+    assert not reader.has_ended
     assert reader.feed_eof() is END
     assert reader.feed_eof() is None
     assert (reader.has_ended, reader.keep_alive) == (True, False)
@@ -359,21 +358,6 @@ def test_body_before_a_malformed_chunk_is_delivered() -> None:
 def test_end_of_the_connection_in_a_response_fails(response: bytes, *, is_truncated: bool) -> None:
     """A response that ends before its promised end has failed; it is truncated if its headers had come."""
     assert failure_of(response, end=True).is_truncated is is_truncated
-
-
-def test_remaining_bytes_of_a_body_are_known_by_its_length() -> None:
-    """A length says how many bytes are left; chunks and the connection do not."""
-    reader = ResponseReader()
-    assert (reader.is_empty, reader.remaining_bytes) == (True, None)
-    reader.feed(b"H")
-    assert not reader.is_empty
-    reader.feed(b"TTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nim")
-    assert reader.remaining_bytes == 3
-    reader.feed(b"a")
-    assert reader.remaining_bytes == 2
-    reader.feed(b"ge")
-    assert reader.remaining_bytes == 0
-    assert read(OK + CHUNKS + b"5\r\nim")[1].remaining_bytes is None
 
 
 @pytest.mark.parametrize(

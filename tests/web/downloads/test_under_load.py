@@ -15,19 +15,20 @@ import pytest
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_writer import StreamWriter
+from structlog.testing import capture_logs
 
 from service.app import create_app
 from service.errors import ClientStalled
-from service.sandbox import DEMO_ORDER_ID, Fault, Kind, Sandbox, SandboxImage, SandboxOrder
+from service.sandbox import ANY_IMAGE, DEMO_ORDER_ID, Fault, Kind, Sandbox, SandboxImage, SandboxOrder
 from service.settings import MIB, Settings
-from service.streaming.budgets import Reservation
 from service.upstream import retry
 from service.web.downloads.context import DOWNLOADS, DownloadsContext
+from service.web.downloads.record import ArchiveRecord
 from service.web.http import streaming_response
 from service.web.http.streaming_response import WRITE_BUFFER_BYTES, StreamingResponse
 from tests.archives import add_order, download, entries, images_url, jpeg
 from tests.conftest import StartService
-from tests.streaming.test_prefetch import Watched
+from tests.fakes.downloads import CheckedBudget
 
 UNKNOWN_ORDER = "00000000-0000-4000-8000-000000000000"
 OPS_PATHS = ("/health", "/health/live", "/health/ready", "/metrics")
@@ -276,9 +277,22 @@ def response_to(transport: FakeTransport) -> StreamingResponse:
     below: Any = protocol, response
     below[0].transport = transport
     below[1]._payload_writer, below[1]._req = writer, SimpleNamespace(transport=transport)
-    protocol.pause_writing()
-    transport.on_drained = lambda: protocol.resume_writing() if protocol.writing_paused else None
+    transport.on_drained = below[1]._resume
     return response
+
+
+async def send(response: StreamingResponse) -> None:
+    """Send a piece, and wait until more may be sent.
+
+    Raises:
+        ClientStalled: the client does not read.
+    """
+    writable = asyncio.get_running_loop().create_future()
+    response.attach(lambda: writable.set_result(None), writable.set_exception)
+    response.send([b"piece"])
+    response.flush()
+    if not response.send([]):
+        await writable
 
 
 FULL = WRITE_BUFFER_BYTES + 1000
@@ -287,7 +301,7 @@ FULL = WRITE_BUFFER_BYTES + 1000
 async def test_progress_in_each_stall_period_keeps_the_client() -> None:
     """A client that reads at least one byte in each stall period is never disconnected."""
     transport = FakeTransport(FULL, [0] + [1] * 500)
-    await response_to(transport).send([b"piece"])
+    await send(response_to(transport))
     assert transport.checks == 502
 
 
@@ -295,7 +309,7 @@ async def test_stall_period_without_progress_ends_the_response() -> None:
     """Earlier progress does not extend a stall period without any."""
     transport = FakeTransport(FULL, [0, 0, 1, 1, 0, 1, 1])
     with pytest.raises(ClientStalled):
-        await response_to(transport).send([b"piece"])
+        await send(response_to(transport))
     assert transport.checks == 5
 
 
@@ -303,16 +317,16 @@ async def test_response_continues_after_a_slow_drain() -> None:
     """After a drain of several stall periods the response can be written and ended."""
     transport = FakeTransport(FULL, [0, 0, 1, 1, 1])
     response = response_to(transport)
-    await response.send([b"piece"])
+    await send(response)
     transport.buffered_bytes = 0
-    await response.send([b"piece"])
+    await send(response)
     await response.write_eof()
 
 
 async def test_write_below_the_limit_does_not_drain() -> None:
     """A write that fits the buffer does not wait."""
     transport = FakeTransport(WRITE_BUFFER_BYTES, [0] * 500)
-    await response_to(transport).send([b"piece"])
+    await send(response_to(transport))
     assert transport.checks == 1
 
 
@@ -326,7 +340,7 @@ async def test_blocked_time_includes_a_stall() -> None:
     """``blocked_seconds`` counts the wait for a client that is then disconnected."""
     response = response_to(FakeTransport(FULL, [0] * 500))
     with pytest.raises(ClientStalled):
-        await response.send([b"piece"])
+        await send(response)
     assert response.blocked_seconds > 0
 
 
@@ -370,10 +384,10 @@ async def test_progress_in_the_kernel_buffer_keeps_the_client() -> None:
 
     with full_connection() as (server_socket, client_socket):
         transport = FakeTransport(FULL, acknowledgements(), server_socket)
-        await response_to(transport).send([b"piece"])
+        await send(response_to(transport))
         assert transport.checks == 5
         with pytest.raises(ClientStalled):
-            await response_to(FakeTransport(FULL, [0] * 500, server_socket)).send([b"piece"])
+            await send(response_to(FakeTransport(FULL, [0] * 500, server_socket)))
 
 
 async def test_slow_client_gets_a_complete_archive(
@@ -396,8 +410,8 @@ async def test_slow_client_gets_a_complete_archive(
                 enough.set()
             return left_bytes
 
-        unacknowledged_bytes = streaming_response._unacknowledged_bytes
-        monkeypatch.setattr(streaming_response, "_unacknowledged_bytes", count_check)
+        unacknowledged_bytes = streaming_response._untaken_bytes
+        monkeypatch.setattr(streaming_response, "_untaken_bytes", count_check)
         await enough.wait()
         tail = b""
         while not tail.endswith(b"X-Failed: 0\r\n\r\n"):
@@ -410,17 +424,19 @@ async def test_slow_client_gets_a_complete_archive(
 # Memory and backpressure of clients that do not read.
 
 
-class ContendedBudget(Watched):
-    """A memory budget with an event for its first waiting reservation."""
+class ContendedBudget(CheckedBudget):
+    """A budget that sets an event when it is used up."""
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(limit_bytes)
         self.exhausted = asyncio.Event()
 
-    def reserve(self, reservation: Reservation, size: int) -> asyncio.Future[bool]:
-        """Set the event, and wait for bytes."""
-        self.exhausted.set()
-        return super().reserve(reservation, size)
+    def reserve(self, size: int) -> bool:
+        """Reserve bytes."""
+        is_reserved = super().reserve(size)
+        if not is_reserved:
+            self.exhausted.set()
+        return is_reserved
 
 
 def sent_by_storage(sandbox: Sandbox, orders: list[SandboxOrder]) -> int:
@@ -585,3 +601,100 @@ async def test_disconnect_during_an_upstream_wait_cancels_it(
     assert len(sandbox.requests) == requests_before
     assert current_context().total_budget.held_bytes == 0
     assert count_of(current_context(), "client_gone") == 1
+
+
+# What a client that has gone leaves behind, and what a fault of our own does.
+
+
+def service_timers() -> set[str]:
+    """Return the timers of the service's objects that are scheduled in the event loop, by their callbacks."""
+    scheduled: Any = asyncio.get_running_loop()
+    callbacks = [handle._callback for handle in scheduled._scheduled if not handle.cancelled()]
+    return {one.__qualname__ for one in callbacks if (getattr(one, "__module__", "") or "").startswith("service.")}
+
+
+# Idle connections to the API are kept, and closed by this timer.
+KEPT_TIMERS = {"ConnectionPool._sweep"}
+
+
+@pytest.mark.parametrize("state", ["blocked", "streaming", "waiting", "backing off"])
+async def test_client_that_leaves_leaves_nothing_behind(
+    state: str,
+    sandbox: Sandbox,
+    start_service: StartService,
+    client: aiohttp.ClientSession,
+    current_context: CurrentContext,
+) -> None:
+    """No download, no timer, no bytes and no requests for bytes, no share and no connection to the storage."""
+    service = await start_service(
+        read_ahead_bytes=2 * MIB, read_ahead_total_bytes=MIB, images_in_flight=3, max_images_in_flight=3
+    )
+    order = add_order(sandbox, [400_000] * 6) if state != "blocked" else add_endless_order(sandbox, images=6)
+    reached = [
+        sandbox.faults.pause(image.image_id, after_bytes=1000 if state == "streaming" else None).reached
+        for image in order.images[:3]
+        if state in {"streaming", "waiting"}
+    ]
+    if state == "backing off":
+        sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=503, retry_after=3600), origin="api")
+    async with stalled_client(service, order):
+        if state == "blocked":
+            await sandbox.wait_until(lambda: sent_by_storage(sandbox, [order]) > 0)
+            sent, before = 0, -1
+            while sent != before:  # a download beside it is the clock
+                await download(client, images_url(service, DEMO_ORDER_ID))
+                sent, before = sent_by_storage(sandbox, [order]), sent
+            assert current_context().total_budget.queue_length > 0
+        for event in reached:
+            await event.wait()
+        if state == "backing off":
+            await sandbox.wait_until(lambda: sum(one.status == 503 and one.finished for one in sandbox.requests) == 3)
+            async with client.get(f"{service}/health/live") as response:
+                assert response.status == 200
+        assert service_timers() - KEPT_TIMERS
+    await current_context().admission.wait_until_idle()
+    await sandbox.wait_until(is_idle(sandbox))
+    requests = len(sandbox.requests)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert service_timers() <= KEPT_TIMERS
+    assert (current_context().total_budget.held_bytes, current_context().total_budget.queue_length) == (0, 0)
+    assert current_context().connections.archives == 0
+    assert state == "blocked" or sandbox.open_connections == 0  # there another download has left idle ones
+    assert len(sandbox.requests) == requests
+    assert count_of(current_context(), "client_gone") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "outcome"), [("image_granted", "failed"), ("entry_opened", "aborted"), ("image_finished", "aborted")]
+)
+async def test_fault_in_a_callback_breaks_the_archive(
+    method: str,
+    outcome: str,
+    sandbox: Sandbox,
+    start_service: StartService,
+    client: aiohttp.ClientSession,
+    current_context: CurrentContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An observer that raises is not just logged, and not taken for a failure of the upstream that may be retried."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(ArchiveRecord, method, fail)
+    service = await start_service(images_in_flight=1, max_images_in_flight=1)
+    order = add_order(sandbox, [3000, 3000])
+    with capture_logs() as lines:
+        response = await client.get(images_url(service, order.order_id))
+        if outcome == "failed":
+            assert response.status == 500
+        else:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+        await current_context().admission.wait_until_idle()
+    (failed,) = [line for line in lines if line["event"] == "request.failed"]
+    assert str(failed["exc_info"]) == "a fault"
+    assert len(sandbox.requests_for(order.images[0].image_id, "api")) == 1
+    assert current_context().total_budget.held_bytes == 0
+    assert count_of(current_context(), outcome) == 1
