@@ -18,7 +18,7 @@ from service.monitoring.recent_errors import RecentErrors
 from service.monitoring.sentry import Report
 from service.settings import FULL_QUALITY, Settings
 from service.streaming.admission import Admission
-from service.streaming.archive_stream import StreamLimits
+from service.streaming.interfaces import StreamLimits
 from service.upstream.api import UpstreamClient
 from service.upstream.clients import create_clients
 from service.upstream.health import UpstreamHealth

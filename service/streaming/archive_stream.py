@@ -22,8 +22,6 @@ handler awaits the first byte, and then the end.
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
@@ -33,75 +31,14 @@ from service.archive.plan import ArchivePlan, PlannedImage
 from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext, manifest_json, report_text
 from service.archive.writer import ArchiveWriter, EntrySizeMismatch, Parts
 from service.errors import ArchiveAborted, FirstByteTimeout, ImageMissing, NoImagesAvailable
-from service.model import UPSTREAM_REASONS, Entry, Failure, Image, Opened, Outcome, Reason
+from service.model import UPSTREAM_REASONS, Entry, Failure, Opened, Outcome, Reason
 from service.streaming.budgets import DownloadShare, MemoryBudget
-from service.streaming.prefetch import Download, Prefetch, Slot
+from service.streaming.interfaces import ArchiveObserver, ArchiveOutput, ImageSource, PlannedSlot, StreamLimits
+from service.streaming.outcome_log import log_outcome
+from service.streaming.prefetch import Download, Prefetch
 from service.streaming.window import DownloadWindow
 
 log = structlog.get_logger(__name__)
-
-PlannedSlot = Slot[PlannedImage]
-
-
-class ImageSource(Protocol):
-    """Where images come from: the upstream in the service, a list of bytes in a test."""
-
-    def download(self, image_id: str, sink: PlannedSlot, granted: Callable[[], None] | None = None) -> Download:
-        """Return the download of an image into a sink; it must not begin before its ``start``.
-
-        ``granted`` is to be called once, when the upstream agrees to deliver it.
-        """
-        ...
-
-
-class ArchiveOutput(Protocol):
-    """Where the archive goes: a response in the service."""
-
-    def send(self, parts: Parts) -> bool:
-        """Send bytes, or gather them; return whether more may follow now. If not, ``on_writable`` is called later.
-
-        Raises:
-            ConnectionResetError: the client has gone.
-        """
-        ...
-
-    def flush(self) -> None:
-        """Send what was gathered.
-
-        Raises:
-            ConnectionResetError: the client has gone.
-        """
-        ...
-
-    def attach(self, on_writable: Callable[[], None], on_failed: Callable[[BaseException], None]) -> None:
-        """Set the callbacks: more may be written; nothing can be written any more."""
-        ...
-
-
-class ArchiveObserver(Protocol):
-    """Receives the events of one archive, in the order in which they happen."""
-
-    def entry_opened(self, position: int) -> None:
-        """Handle that the entry of the image at ``position`` begins; again after a roll-back."""
-        ...
-
-    def image_granted(self, image: Image) -> None:
-        """Handle that the upstream agrees to deliver an image; it may still fail."""
-        ...
-
-    def image_finished(self, outcome: Outcome) -> None:
-        """Handle the outcome of an image, once for each image."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StreamLimits:
-    """The bounds of one archive; the settings of the same names explain them."""
-
-    images_in_flight: int
-    max_images_in_flight: int
-    read_ahead_bytes: int
-    give_up_after: int
 
 
 class ArchiveStream:
@@ -179,7 +116,7 @@ class ArchiveStream:
         """Start the first downloads.
 
         Raises:
-            NoImagesAvailable: an image is known to fail, and the client wants all or nothing.
+            NoImagesAvailable: an image is known to fail, with ``on_error=abort``.
         """
         for outcome in self._plan.failures:
             self._record(outcome)
@@ -217,7 +154,7 @@ class ArchiveStream:
         """Wait until the first bytes of an image are buffered, or ``deadline`` by the event loop's clock.
 
         Raises:
-            NoImagesAvailable: every image has failed, or one has and the client wants all or nothing.
+            NoImagesAvailable: every image has failed, or one has with ``on_error=abort``.
             FirstByteTimeout: the deadline has passed.
         """
         try:
@@ -230,7 +167,7 @@ class ArchiveStream:
         """Write the archive, after ``wait_first_byte``; return when its last byte was written.
 
         Raises:
-            ArchiveAborted: it cannot be finished truthfully, or an image failed and the client wants all or nothing.
+            ArchiveAborted: it cannot be finished truthfully, or an image failed with ``on_error=abort``.
             ConnectionResetError: the client has gone.
         """
         self._output = output
@@ -274,7 +211,7 @@ class ArchiveStream:
                 if self._prefetch.is_exhausted:
                     self._end()
                 return
-            if self._output is None and not self._has_failed(head):
+            if self._output is None and not head.has_failed:
                 # The first byte of an image: now a status can be sent, and an output comes.
                 if not self._first_byte.done():
                     self._first_byte.set_result(None)
@@ -285,10 +222,6 @@ class ArchiveStream:
     def _claim_next(self) -> PlannedSlot | None:
         self._head = self._prefetch.claim_next()
         return self._head
-
-    @staticmethod
-    def _has_failed(slot: PlannedSlot) -> bool:
-        return slot.failure is not None or slot.error is not None
 
     def _write_head(self, slot: PlannedSlot) -> bool:
         """Write what the head has buffered; return whether it has ended, or the output has enough."""
@@ -427,7 +360,7 @@ class ArchiveStream:
         self.outcomes.append(outcome)
         self.downloaded += outcome.entry is not None
         self._observer.image_finished(outcome)
-        self._log_outcome(outcome, seconds if outcome.attempts else None)
+        log_outcome(self._log, outcome, seconds if outcome.attempts else None)
         if outcome.failure is None:
             self._failures_in_row = 0
             return
@@ -440,8 +373,8 @@ class ArchiveStream:
 
     def _abort(self, outcome: Outcome) -> None:
         if not self._has_begun:
-            raise NoImagesAvailable("An image failed, and on_error=abort asks for all or nothing.", self.outcomes)
-        raise ImageMissing(f"image {outcome.image.image_id} failed, and on_error=abort asks for all or nothing")
+            raise NoImagesAvailable("An image failed, and on_error=abort requires every image.", self.outcomes)
+        raise ImageMissing(f"image {outcome.image.image_id} failed, and on_error=abort requires every image")
 
     def _abandon(self) -> None:
         """Request nothing more of an upstream that keeps failing; the rest is reported as such."""
@@ -449,25 +382,11 @@ class ArchiveStream:
         self._log.warning(
             "archive.upstream_abandoned", failures_in_row=self._failures_in_row, images_not_tried=len(rest)
         )
-        detail = f"not tried any more after {self._failures_in_row} failures of the upstream in a row"
+        detail = f"not tried after {self._failures_in_row} consecutive upstream failures"
         self._abandoned = detail  # for those that are added later
         for item in rest:
             failure = self._known_failures.get(item.position) or Failure(Reason.UPSTREAM_UNAVAILABLE, detail)
             self._record(Outcome(item.position, item.image, attempts=0, failure=failure))
-
-    def _log_outcome(self, outcome: Outcome, seconds: float | None) -> None:
-        facts = {
-            "image_id": outcome.image.image_id,
-            "position": outcome.position,
-            "attempts": outcome.attempts,
-            "seconds": None if seconds is None else round(seconds, 3),
-        }
-        if outcome.entry is not None:
-            self._log.info("image.downloaded", **facts, bytes=outcome.entry.size, entry=outcome.entry.name)
-        elif outcome.failure is not None:
-            reason, detail = outcome.failure.reason.value, outcome.failure.detail
-            status = outcome.failure.upstream_status
-            self._log.warning("image.failed", **facts, reason=reason, detail=detail, upstream_status=status)
 
     def _set_starved(self, *, starved: bool) -> None:
         """Count the time in which there was nothing to write and the client would have taken it."""

@@ -46,6 +46,11 @@ class Download(Protocol):
     """One download that pushes into a slot. ``attempts`` counts its requests."""
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the image will never be complete."""
+        return self.failure is not None or self.error is not None
+
+    @property
     def attempts(self) -> int:
         """How many requests were made."""
         ...

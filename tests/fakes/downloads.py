@@ -9,8 +9,8 @@ from typing import Any
 
 from service.archive.writer import Parts
 from service.model import Failure, Opened, Reason
-from service.streaming.archive_stream import PlannedSlot
 from service.streaming.budgets import MemoryBudget
+from service.streaming.interfaces import PlannedSlot
 from service.upstream.image_download import ImageSink
 
 LOST = Failure(Reason.CONNECTION_LOST, "the connection broke")

@@ -18,8 +18,9 @@ from service.archive.report import MANIFEST_NAME, REPORT_NAME, ReportContext
 from service.archive.writer import Layout
 from service.errors import ArchiveAborted, ClientStalled, FirstByteTimeout, NoImagesAvailable
 from service.model import Failure, Image, Opened, Order, Outcome, Readiness, Reason
-from service.streaming.archive_stream import ArchiveStream, StreamLimits
+from service.streaming.archive_stream import ArchiveStream
 from service.streaming.budgets import DownloadShare
+from service.streaming.interfaces import StreamLimits
 from tests.fakes.downloads import NEVER, CheckedBudget, Interrupted, MemoryOutput, ScriptedSource, turns
 
 KITCHEN, HALL = b"\xff\xd8kitchen" * 50, b"\xff\xd8hall" * 70

@@ -94,7 +94,7 @@ class _State(Enum):
 class ResponseReader:
     """Reads one response.
 
-    ``keep_alive`` tells whether another request may follow on the connection, once the response has ended.
+    ``keep_alive``: another request may follow on the connection, once the response has ended.
     """
 
     __slots__ = ("_buffer", "_overhead_bytes", "_remaining", "_searched", "_state", "keep_alive")
@@ -148,7 +148,7 @@ class ResponseReader:
             return END
         is_truncated = self._state is not _State.HEADERS
         self._fail()
-        return ResponseFailed("the response ended before its promised end", is_truncated=is_truncated)
+        return ResponseFailed("the response ended before its body was complete", is_truncated=is_truncated)
 
     def _fail(self) -> None:
         self._state = _State.FAILED

@@ -7,8 +7,8 @@ from aiohttp import web
 
 from service.monitoring.metrics import Metrics
 from service.streaming.admission import Admission
-from service.streaming.archive_stream import StreamLimits
 from service.streaming.budgets import DownloadShare, MemoryBudget
+from service.streaming.interfaces import StreamLimits
 from service.streaming.receipts import Receipts
 from service.upstream.api import UpstreamClient
 from service.upstream.order_watcher import OrderWatcher
