@@ -46,11 +46,6 @@ class Download(Protocol):
     """One download that pushes into a slot. ``attempts`` counts its requests."""
 
     @property
-    def has_failed(self) -> bool:
-        """Whether the image will never be complete."""
-        return self.failure is not None or self.error is not None
-
-    @property
     def attempts(self) -> int:
         """How many requests were made."""
         ...
@@ -107,6 +102,11 @@ class Slot(Generic[ItemT]):
     def has_buffered(self) -> bool:
         """Whether there is something to take."""
         return bool(self._chunks) or self.opened is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the image will never be complete."""
+        return self.failure is not None or self.error is not None
 
     @property
     def attempts(self) -> int:
