@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_writer import StreamWriter
 from aiohttp.tracing import Trace
