@@ -1,13 +1,14 @@
 """Where requests may go: every family of addresses and every trick of a redirect."""
 
 import ipaddress
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from service.upstream.url_policy import MAX_REDIRECTS, UrlPolicy, UrlRejected, is_private
+from service.upstream.url_policy import MAX_REDIRECTS, Origin, Target, UrlPolicy, UrlRejected, is_private
 
 API = URL("https://api.example.com/v3/images/1/enhanced?preview=true")
 POLICY = UrlPolicy(api_origin=API.origin())
@@ -236,6 +237,86 @@ def test_no_location_is_a_fault(location: str) -> None:
         return
     assert (target.scheme, target.user, target.raw_fragment) == ("https", None, "")
     assert target.raw_host
+
+
+SCHEMES = ["https://", "http://", "HTTPS://", "ftp://", "//", "https:", ""]
+HOSTS = [
+    "files.example.com", "api.example.com", "FILES.example.net", "a-b.storage.example.org", "xn--bcher-kva.example",
+    "8.8.8.8", "127.0.0.1", "127.1", "2130706433", "0x7f000001", "[2606:4700::1]", "[::1]", "localhost", "a..b", "-",
+    "a_b", "u@a.example", "\u00e9.example", "files.example.com.", "",
+]  # fmt: skip
+PORTS = ["", ":", ":443", ":80", ":8443", ":0", ":00443", ":65535", ":65536", ":99999", ":123456", ":x"]
+PATH_PARTS = [
+    "/", "//", "/a", "a.jpg", ".", "..", "/.", "/..", "/../", "/.a", "?", "?a=b&c=d%2Fe", "??", "#f", "%2F", "%2e",
+    "%", "%zz", "~", "!$&'()*+,;=:@", "[", "]", "|", "\\", " ", "\t", "\r\n", "\u00e9", '"', "<", "^", "`", "{",
+    "X-Amz-Signature=ab%2bcd",
+]  # fmt: skip
+LOCATIONS = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(SCHEMES),
+    st.sampled_from(HOSTS),
+    st.sampled_from(PORTS),
+    st.lists(st.sampled_from(PATH_PARTS) | st.text(max_size=2), max_size=6).map("".join),
+)
+PLAIN = st.builds(
+    "{}{}".format,
+    st.sampled_from(["", "https://files.example.com", "https://api.example.com:443", "http://127.0.0.1:8999"]),
+    st.from_regex(r"/[!$&'()*+,;=:@?%A-Za-z0-9._~/-]{0,12}", fullmatch=True),
+)
+PATHS = st.lists(st.sampled_from(PATH_PARTS) | st.text(max_size=2), max_size=6).map("".join)
+POLICIES = [
+    UrlPolicy(api_origin=API.origin()),
+    UrlPolicy(api_origin=API.origin(), allow_private=True),
+    UrlPolicy(api_origin=API.origin(), allowed_hosts=("files.example.net", "*.storage.example.org")),
+]
+CURRENT = [
+    Target(Origin("https", "api.example.com", 443, is_api=True), "/v3/images/1/enhanced?preview=true"),
+    Target(Origin("https", "2606:4700::1", 8443, is_api=False), "/a%2Fb?sig=a%2bb"),
+    Target(Origin("http", "127.0.0.1", 8999, is_api=False), "/"),
+    Target(Origin("https", "files.example.net", 443, is_api=False), "/a"),
+]
+
+
+def url_of(target: Target) -> URL:
+    """Return a target as a URL."""
+    host = f"[{target.origin.host}]" if ":" in target.origin.host else target.origin.host
+    return URL(f"{target.origin.scheme}://{host}:{target.origin.port}{target.path}", encoded=True)
+
+
+def outcome_of(redirect: Callable[[], Target]) -> Target | None:
+    """Return the target of a redirect, or ``None`` if it is rejected."""
+    try:
+        return redirect()
+    except UrlRejected:
+        return None
+
+
+@settings(max_examples=1000)
+@example(POLICIES[0], CURRENT[0], "/a?", 0)
+@example(POLICIES[0], CURRENT[0], "/a??", 0)
+@example(POLICIES[0], CURRENT[0], "https://files.example.com/a?", 0)
+@given(
+    st.sampled_from(POLICIES),
+    st.sampled_from(CURRENT),
+    PLAIN | LOCATIONS | PATHS | st.none(),
+    st.integers(0, MAX_REDIRECTS),
+)
+def test_plain_redirects_are_resolved_like_any_other(
+    policy: UrlPolicy, current: Target, location: str | None, hops: int
+) -> None:
+    """The short way for plain locations gives the target that resolving the whole URL gives, or rejects it too."""
+    assume(outcome_of(lambda: policy.target(url_of(current))) == current)  # what sent the redirect was allowed
+    resolved = outcome_of(lambda: policy.target(policy.resolve_redirect(url_of(current), location, hops)))
+    assert outcome_of(lambda: policy.redirect(current, location, hops)) == resolved
+
+
+def test_many_origins_are_resolved() -> None:
+    """More origins than are cached, and the same one once more, have the same target as before."""
+    for round_ in range(2):
+        for number in range(200):
+            target = POLICY.redirect(CURRENT[0], f"https://s{number}.example.com/a?{round_}", 0)
+            assert target == Target(Origin("https", f"s{number}.example.com", 443, is_api=False), f"/a?{round_}")
+    assert POLICY.redirect(CURRENT[1], "https://api.example.com/b", 0).origin.is_api
 
 
 def test_redirect_from_http_may_stay() -> None:
