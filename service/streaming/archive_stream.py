@@ -179,7 +179,7 @@ class ArchiveStream:
         """Start the first downloads.
 
         Raises:
-            NoImagesAvailable: an image is known to fail, and the client wants all or nothing.
+            NoImagesAvailable: an image is known to fail, and the client requires all or nothing.
         """
         for outcome in self._plan.failures:
             self._record(outcome)
@@ -217,7 +217,7 @@ class ArchiveStream:
         """Wait until the first bytes of an image are buffered, or ``deadline`` by the event loop's clock.
 
         Raises:
-            NoImagesAvailable: every image has failed, or one has and the client wants all or nothing.
+            NoImagesAvailable: every image has failed, or one has and the client requires all or nothing.
             FirstByteTimeout: the deadline has passed.
         """
         try:
@@ -230,7 +230,7 @@ class ArchiveStream:
         """Write the archive, after ``wait_first_byte``; return when its last byte was written.
 
         Raises:
-            ArchiveAborted: it cannot be finished truthfully, or an image failed and the client wants all or nothing.
+            ArchiveAborted: it cannot be finished truthfully, or an image failed and the client requires all or nothing.
             ConnectionResetError: the client has gone.
         """
         self._output = output
@@ -440,8 +440,8 @@ class ArchiveStream:
 
     def _abort(self, outcome: Outcome) -> None:
         if not self._has_begun:
-            raise NoImagesAvailable("An image failed, and on_error=abort asks for all or nothing.", self.outcomes)
-        raise ImageMissing(f"image {outcome.image.image_id} failed, and on_error=abort asks for all or nothing")
+            raise NoImagesAvailable("An image failed, and on_error=abort requires all images.", self.outcomes)
+        raise ImageMissing(f"image {outcome.image.image_id} failed, and on_error=abort requires all images")
 
     def _abandon(self) -> None:
         """Request nothing more of an upstream that keeps failing; the rest is reported as such."""

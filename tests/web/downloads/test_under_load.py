@@ -1,4 +1,4 @@
-"""More callers than there is room for, callers that read slowly or not at all, and callers that leave."""
+"""More clients than there are slots, clients that read slowly or not at all, and clients that leave."""
 
 import asyncio
 import fcntl
@@ -43,7 +43,7 @@ LAST_CHUNK = b"\r\n0\r\n"
 
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch) -> Callable[[], DownloadsContext]:
-    """Return a function that gives the parts of the service which was started last: its counters tell what happened."""
+    """Return a function that returns the context of the service that was started last, with its counters."""
     apps: list[web.Application] = []
 
     def create(settings: Settings, *, demo_order_id: str | None) -> web.Application:
@@ -73,8 +73,8 @@ def add_endless_order(sandbox: Sandbox, images: int = 1) -> SandboxOrder:
 
 
 @asynccontextmanager
-async def silent_reader(service: str, order: SandboxOrder) -> AsyncIterator[socket.socket]:
-    """Ask for an archive and read nothing of it; the socket is the test's to read from."""
+async def stalled_client(service: str, order: SandboxOrder) -> AsyncIterator[socket.socket]:
+    """Request an archive and read nothing of it; yield the socket."""
     host, port = service.removeprefix("http://").split(":")
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -102,31 +102,31 @@ async def read_to_the_end(sock: socket.socket) -> bytes:
 async def test_full_house(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, inside: Inside
 ) -> None:
-    """When all places are taken the next is refused at once; operators are still answered; a free place is used."""
+    """When all slots are in use the next request is rejected at once, but not the operator's; a free slot is used."""
     service = await start_service(max_archives=1)
     order = add_order(sandbox, [3000])
     gate = sandbox.faults.pause(order.images[0].image_id, after_bytes=1000)
     async with client.get(images_url(service, order.order_id)) as first:
         await first.content.readexactly(500)
-        asked = len(sandbox.requests)
+        requests = len(sandbox.requests)
         for method in ("GET", "HEAD"):
-            async with client.request(method, images_url(service, DEMO_ORDER_ID)) as refused:
-                assert refused.status == 503
-                assert int(refused.headers["Retry-After"]) > 0
-                assert refused.content_type == "application/problem+json"
+            async with client.request(method, images_url(service, DEMO_ORDER_ID)) as rejected:
+                assert rejected.status == 503
+                assert int(rejected.headers["Retry-After"]) > 0
+                assert rejected.content_type == "application/problem+json"
                 if method == "GET":
-                    assert (await refused.json(content_type=None))["type"] == "/problems/at-capacity"
+                    assert (await rejected.json(content_type=None))["type"] == "/problems/at-capacity"
         for path in OPS_PATHS:
-            async with client.get(service + path) as answer:
-                assert answer.status == 200
-        assert len(sandbox.requests) == asked
+            async with client.get(service + path) as response:
+                assert response.status == 200
+        assert len(sandbox.requests) == requests
         gate.release()
         await first.read()
     await inside().admission.wait_until_idle()
     assert len(await download(client, images_url(service, DEMO_ORDER_ID))) == 14
 
 
-async def test_bad_request_needs_no_place(
+async def test_bad_request_needs_no_slot(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
     """What is wrong with a request is said also when there is no room for it."""
@@ -135,8 +135,8 @@ async def test_bad_request_needs_no_place(
     sandbox.faults.pause(order.images[0].image_id, after_bytes=1000)
     async with client.get(images_url(service, order.order_id)) as first:
         await first.content.readexactly(500)
-        async with client.get(images_url(service, DEMO_ORDER_ID, "?previw=false")) as refused:
-            assert refused.status == 400
+        async with client.get(images_url(service, DEMO_ORDER_ID, "?previw=false")) as rejected:
+            assert rejected.status == 400
         first.close()
 
 
@@ -148,7 +148,7 @@ async def _leave(sandbox: Sandbox, service: str, client: aiohttp.ClientSession) 
     response.close()
 
 
-async def _ask_for_an_unknown_order(_: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def _request_an_unknown_order(_: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
     async with client.get(images_url(service, NOT_THERE)) as response:
         assert response.status == 404
 
@@ -180,7 +180,7 @@ async def _get_a_broken_archive(sandbox: Sandbox, service: str, client: aiohttp.
             await response.read()
 
 
-async def _ask_for_the_head(_: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
+async def _send_a_head_request(_: Sandbox, service: str, client: aiohttp.ClientSession) -> None:
     async with client.head(images_url(service, DEMO_ORDER_ID)) as response:
         assert response.status == 200
 
@@ -188,19 +188,19 @@ async def _ask_for_the_head(_: Sandbox, service: str, client: aiohttp.ClientSess
 Ending = Callable[[Sandbox, str, aiohttp.ClientSession], Awaitable[None]]
 ENDINGS: list[Ending] = [
     _leave,
-    _ask_for_an_unknown_order,
+    _request_an_unknown_order,
     _fail_to_be_looked_up,
     _get_nothing,
     _get_a_broken_archive,
-    _ask_for_the_head,
+    _send_a_head_request,
 ]
 
 
 @pytest.mark.parametrize("end", ENDINGS, ids=lambda end: end.__name__.strip("_"))
-async def test_every_end_gives_its_place_back(
+async def test_every_end_frees_its_slot(
     end: Ending, sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession, inside: Inside
 ) -> None:
-    """However an archive ends, the next can have its place."""
+    """However an archive ends, the next can use its slot."""
     service = await start_service(max_archives=1)
     for _ in range(3):
         await end(sandbox, service, client)
@@ -218,7 +218,7 @@ async def test_client_that_reads_nothing_is_cut_off(
     """A stalled client loses its connection, in mid-archive, and everything that was done for it ends."""
     service = await start_service(client_stall_seconds=0.2, max_archives=1)
     order = add_endless_order(sandbox, images=3)
-    async with silent_reader(service, order) as sock:
+    async with stalled_client(service, order) as sock:
         await sandbox.wait_until(lambda: sandbox.active_requests > 0)
         await inside().admission.wait_until_idle()
         await sandbox.wait_until(all_at_rest(sandbox))
@@ -230,7 +230,7 @@ async def test_client_that_reads_nothing_is_cut_off(
 
 
 class Transport:
-    """A connection, and a client that takes so many bytes whenever somebody looks, until it takes all."""
+    """A connection, and a client that takes so many bytes between two measurements, until it takes all."""
 
     def __init__(self, waiting_bytes: int, takes: Iterable[int], sock: socket.socket | None = None) -> None:
         self.waiting_bytes = waiting_bytes
@@ -249,7 +249,7 @@ class Transport:
         return self.waiting_bytes
 
     def get_extra_info(self, _name: str) -> socket.socket | None:
-        """Return the socket, the one thing that is asked for."""
+        """Return the socket: nothing else is requested."""
         return self._sock
 
     def write(self, _data: bytes) -> None:
@@ -327,7 +327,7 @@ async def test_quick_client_is_not_waited_for() -> None:
 
 
 async def test_last_chunk_has_its_limit_too() -> None:
-    """A client that stops reading right before the end does not keep its place for ever."""
+    """A client that stops reading right before the end does not keep its slot indefinitely."""
     with pytest.raises(ClientStalled):
         await response_to(Transport(WRITE_BUFFER_BYTES + 1, [0] * 500)).write_eof()
 
@@ -370,7 +370,7 @@ def take_from_kernel(near: socket.socket, far: socket.socket) -> None:
 
 
 async def test_client_that_takes_from_the_kernel_is_kept() -> None:
-    """The kernel's share counts: it gets smaller long before the kernel asks for more."""
+    """The kernel's share counts: it gets smaller long before the kernel takes more."""
 
     def takes() -> Iterator[int]:
         yield 0
@@ -394,7 +394,7 @@ async def test_slow_client_gets_its_archive(
     order = sandbox.add_order([SandboxImage("0.jpg", size_bytes=16 * MIB)])
     looks = 0
     enough = asyncio.Event()
-    async with silent_reader(service, order) as sock:
+    async with stalled_client(service, order) as sock:
 
         def look(transport: asyncio.Transport) -> int:
             nonlocal looks
@@ -441,14 +441,14 @@ def sent_by_storage(sandbox: Sandbox, orders: list[SandboxOrder]) -> int:
     return sum(one.bytes_sent for one in sandbox.requests if one.origin == "storage" and one.image_id in ids)
 
 
-async def test_silent_readers_hold_no_more_than_allowed(
+async def test_stalled_clients_hold_no_more_than_allowed(
     sandbox: Sandbox,
     start_service: StartService,
     client: aiohttp.ClientSession,
     inside: Inside,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Archives nobody reads hold the whole budget, never more; others run beside them; in the end all comes back."""
+    """Archives of stalled clients hold the whole budget, never more; others are served; in the end all is returned."""
     monkeypatch.setattr("service.web.downloads.context.MemoryBudget", Scarce)
     service = await start_service(read_ahead_bytes=MIB, read_ahead_total_bytes=2 * MIB, images_in_flight=3)
     orders = [add_endless_order(sandbox, images=3) for _ in range(4)]
@@ -457,9 +457,9 @@ async def test_silent_readers_hold_no_more_than_allowed(
     assert isinstance(budget, Scarce)
     async with AsyncExitStack() as stack:
         for order in orders:
-            await stack.enter_async_context(silent_reader(service, order))
+            await stack.enter_async_context(stalled_client(service, order))
         await budget.exhausted.wait()
-        # While downloads beside them go on, the silent ones come to rest: more and more is not taken in for them.
+        # While downloads beside them go on, the stalled ones come to rest: no more is read for them.
         sent, before = sent_by_storage(sandbox, orders), -1
         while sent != before:
             found = await download(client, images_url(service, small.order_id))
@@ -474,7 +474,7 @@ async def test_silent_readers_hold_no_more_than_allowed(
     assert count_of(inside(), "client_gone") == 4
 
 
-async def test_paused_client_holds_back_the_upstream(
+async def test_paused_client_pauses_the_upstream(
     sandbox: Sandbox, start_service: StartService, client: aiohttp.ClientSession
 ) -> None:
     """Backpressure reaches the upstream on every Python version; the archive is whole once it is read.
@@ -509,8 +509,8 @@ async def until_at_storage(sandbox: Sandbox, order: SandboxOrder, number: int, *
     await sandbox.wait_until(holds)
 
 
-def asked_for(sandbox: Sandbox, order: SandboxOrder) -> int:
-    """Return how many images of an order were asked for, anywhere."""
+def images_requested(sandbox: Sandbox, order: SandboxOrder) -> int:
+    """Return how many images of an order were requested, at any origin."""
     return sum(bool(sandbox.requests_for(image.image_id)) for image in order.images)
 
 
@@ -526,14 +526,14 @@ async def test_connections_are_shared(
     for order, share in zip(orders, shares, strict=True):
         downloads.append(asyncio.create_task(download(client, images_url(service, order.order_id))))
         await until_at_storage(sandbox, order, share, finished=False)
-    assert [asked_for(sandbox, order) for order in orders] == shares
-    # The first archive had all four: the next image is not asked for before the last of these has ended.
+    assert [images_requested(sandbox, order) for order in orders] == shares
+    # The first archive had all four: the next image is not requested before the last of these has ended.
     for ended, gate in enumerate(gates[0][:4], start=1):
-        assert asked_for(sandbox, orders[0]) == 4
+        assert images_requested(sandbox, orders[0]) == 4
         gate.release()
         await until_at_storage(sandbox, orders[0], ended, finished=True)
     await until_at_storage(sandbox, orders[0], 1, finished=False)
-    assert [asked_for(sandbox, order) for order in orders] == [5, 2, 1, 1, 1]
+    assert [images_requested(sandbox, order) for order in orders] == [5, 2, 1, 1, 1]
     sandbox.faults.release_all()
     for found in await asyncio.gather(*downloads):
         assert found == {f"{n}.jpg": jpeg(500, n) for n in range(6)}
@@ -565,9 +565,9 @@ def _retry(sandbox: Sandbox, order: SandboxOrder, monkeypatch: pytest.MonkeyPatc
     sandbox.faults.always(order.images[0].image_id, Fault(Kind.STATUS, status=503, retry_after=3600), origin="api")
     begun, backoff_seconds = asyncio.Event(), retry.backoff_seconds
 
-    def watched(tries: int, asked_seconds: float | None, chance: float) -> float:
+    def watched(tries: int, retry_after: float | None, chance: float) -> float:
         begun.set()
-        return backoff_seconds(tries, asked_seconds, chance)
+        return backoff_seconds(tries, retry_after, chance)
 
     monkeypatch.setattr(retry, "backoff_seconds", watched)
     return begun
@@ -580,17 +580,17 @@ WAITS: list[Wait] = [_order_look_up, _redirect, _first_byte, _next_byte, _retry]
 async def test_client_that_leaves_while_the_upstream_is_waited_for(
     wait: Wait, sandbox: Sandbox, start_service: StartService, inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is waited for, nobody waits on for a client that has gone, and nothing more is asked for it."""
+    """Whatever the archive waits for, it ends when its client has gone, and nothing more is requested for it."""
     service = await start_service()
     order = add_order(sandbox, [400_000])
     waiting = wait(sandbox, order, monkeypatch)
-    async with silent_reader(service, order):
+    async with stalled_client(service, order):
         await waiting.wait()
-        asked = len(sandbox.requests)
+        requests = len(sandbox.requests)
         assert inside().admission.active == 1
     await inside().admission.wait_until_idle()
     await sandbox.wait_until(all_at_rest(sandbox))
-    assert len(sandbox.requests) == asked
+    assert len(sandbox.requests) == requests
     assert inside().total_budget.held_bytes == 0
     assert count_of(inside(), "client_gone") == 1
 
@@ -625,7 +625,7 @@ async def test_client_that_leaves_leaves_nothing_behind(
     ]
     if state == "backing off":
         sandbox.faults.always(ANY_IMAGE, Fault(Kind.STATUS, status=503, retry_after=3600), origin="api")
-    async with silent_reader(service, order):
+    async with stalled_client(service, order):
         if state == "blocked":
             await sandbox.wait_until(lambda: sent_by_storage(sandbox, [order]) > 0)
             sent, before = 0, -1

@@ -130,7 +130,7 @@ async def test_http_1_0_gets_the_same_bytes_without_framing() -> None:
 
 
 async def test_client_that_pauses_and_reads_on_is_sent_more() -> None:
-    """``send`` returns whether the client keeps up; the callback comes when it has read on, and the pause is counted."""
+    """``send`` returns whether the client keeps up; the callback comes when it has read on. The pause is counted."""
     piece = bytes(PIECE_BYTES)
     paused = asyncio.Event()
     sent, seconds = [0], [0.0]
