@@ -77,7 +77,7 @@ class ImageTransfer:
         self._walker = Walker()
 
     def start_attempt(self) -> Mapping[str, str]:
-        """Begin an attempt; return the headers by which it asks for the missing part only, if it can."""
+        """Begin an attempt; return the headers that request only the missing part, if it can."""
         self.attempts += 1
         self._state = None
         self._first_bytes = None

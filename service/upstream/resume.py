@@ -1,4 +1,4 @@
-"""Resuming a partial image: what the next request asks the upstream for, and what its response is. Pure functions.
+"""Resuming a partial image: what the next request is for, and what its response is. Pure functions.
 
 With a strong ETag only the rest is requested, with ``Range`` and ``If-Range`` (RFC 9110 sections 14.2 and 13.1.5), and
 only its exact continuation is accepted. Otherwise the whole image is requested, and what was received is skipped.

@@ -52,7 +52,7 @@ class Origin(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What one request asks for: a server that the policy allows, and a path with its query, encoded as it is sent."""
+    """The target of one request: a server that the policy allows, and a path with its query, encoded as it is sent."""
 
     origin: Origin
     path: str

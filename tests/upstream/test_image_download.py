@@ -31,7 +31,7 @@ from tests.unzip_tools import CENTRAL_DIRECTORY_READERS, ZipReader
 SIZE = 300_000
 CUT = 120_000
 RESET = Fault(Kind.RESET, after_bytes=CUT)
-# A short idle timeout, so that the tests of silence are quick.
+# A short idle timeout, so that the tests of stalls are quick.
 QUICK = {"image_timeout_seconds": 0.4}
 
 
@@ -42,7 +42,7 @@ def requested_ranges(sandbox: Sandbox, image: SandboxImage) -> list[str | None]:
 
 FROM_START = [
     pytest.param(Fault(Kind.RESET), id="reset before the first byte"),
-    pytest.param(Fault(Kind.STALL), id="silence before the first byte"),
+    pytest.param(Fault(Kind.STALL), id="stall before the first byte"),
     pytest.param(Fault(Kind.STATUS, status=500), id="500"),
     pytest.param(Fault(Kind.STATUS, status=502, json_body=False), id="502 not JSON"),
     pytest.param(Fault(Kind.STATUS, status=503), id="503"),
@@ -111,7 +111,7 @@ async def test_failure_of_any_hop_is_retried(
         pytest.param(RESET, id="reset"),
         pytest.param(Fault(Kind.CLOSE_EARLY, after_bytes=CUT), id="clean close before the promised length"),
         pytest.param(Fault(Kind.CHUNKED_UNTERMINATED, after_bytes=CUT), id="chunks without their end"),
-        pytest.param(Fault(Kind.STALL, after_bytes=CUT), id="silence"),
+        pytest.param(Fault(Kind.STALL, after_bytes=CUT), id="stall"),
     ],
 )
 async def test_break_is_resumed_by_range(
@@ -218,7 +218,7 @@ async def test_changed_content_rolls_the_entry_back(
     ("fault", "reason"),
     [
         pytest.param(Fault(Kind.RESET), "connection_lost", id="reset"),
-        pytest.param(Fault(Kind.STALL), "timeout", id="silence"),
+        pytest.param(Fault(Kind.STALL), "timeout", id="stall"),
         pytest.param(Fault(Kind.REFUSED), "connection_failed", id="refused"),
         pytest.param(Fault(Kind.STATUS, status=503), "upstream_error", id="503"),
         pytest.param(Fault(Kind.EXPIRED_TARGET), "upstream_error", id="expired target"),

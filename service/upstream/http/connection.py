@@ -79,7 +79,7 @@ class UpstreamConnection(asyncio.Protocol):
         transport.write(request)
 
     def pause(self) -> None:
-        """Stop reading: the peer is held back by TCP."""
+        """Stop reading: TCP stops the peer."""
         if not self._is_paused and self._transport is not None and self._reader is not None:
             self._is_paused = True
             self._transport.pause_reading()

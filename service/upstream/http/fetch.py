@@ -142,7 +142,7 @@ class Fetch:
         self._start_hop()
 
     def pause(self) -> None:
-        """Stop reading: the upstream is held back by TCP, and no time-out runs."""
+        """Stop reading: TCP stops the upstream, and the idle timeout does not run."""
         if self._state is _State.STREAMING and self._paused_since is None and self._connection is not None:
             self._paused_since = self._environment.loop.time()
             self._connection.pause()
@@ -347,7 +347,7 @@ class Fetch:
             return
         self._timer = None
         seconds = f"{environment.idle_timeout_seconds:g}"
-        error = AttemptFailed(Failure(Reason.TIMEOUT, f"the upstream was silent for {seconds} s"))
+        error = AttemptFailed(Failure(Reason.TIMEOUT, f"no data from the upstream for {seconds} s"))
         if self._state is _State.AWAITING:
             self._fail(error)
         elif self._state is _State.REDIRECTING:

@@ -142,7 +142,7 @@ class Fetcher:
         return self._url_policy.redirect(current, location, hops)
 
     def record_response(self, hop: Hop, status: int, headers: Mapping[str, str], seconds: float) -> None:
-        """Count a response, and slow the process down if the API asks for it."""
+        """Count a response, and pause requests after a 429 of the API."""
         self._metrics.count_response(hop, status, seconds)
         self._record_health(hop, failed=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
         if status == HTTPStatus.TOO_MANY_REQUESTS and hop is not Hop.STORAGE:

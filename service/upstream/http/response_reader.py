@@ -94,7 +94,7 @@ class _State(Enum):
 class ResponseReader:
     """Reads one response.
 
-    ``keep_alive`` tells whether another request may follow on the connection, once the response has ended.
+    ``keep_alive`` is whether another request may follow on the connection, once the response has ended.
     """
 
     __slots__ = ("_buffer", "_overhead_bytes", "_remaining", "_searched", "_state", "keep_alive")
@@ -119,7 +119,7 @@ class ResponseReader:
 
     @property
     def remaining_bytes(self) -> int | None:
-        """How many bytes of the body are left; ``None`` where only its end will tell."""
+        """How many bytes of the body are left; ``None`` if only its end shows it."""
         if self._state is _State.FIXED_BODY:
             return self._remaining
         return 0 if self._state is _State.ENDED else None

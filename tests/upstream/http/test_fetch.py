@@ -68,7 +68,7 @@ def sends(*pieces: bytes, end: bool = False) -> Script:
     return script
 
 
-async def stays_silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+async def stalls(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
     """Send nothing until the client closes the connection."""
     await reader.read()
 
@@ -492,7 +492,7 @@ async def test_body_above_the_bound_is_a_failure() -> None:
 async def stall_after(before: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Send some bytes and then nothing until the client closes the connection."""
     await sends(before)(reader, writer)
-    await stays_silent(reader, writer)
+    await stalls(reader, writer)
 
 
 @pytest.mark.parametrize(
@@ -645,7 +645,7 @@ async def test_small_body_of_a_redirect_is_discarded() -> None:
     [
         pytest.param(sends(redirect_to("/there", b"the", length=5), end=True), id="cut"),
         pytest.param(sends(redirect_to("/there", bytes(MAX_DISCARDED_BYTES + 1), length=10**9)), id="large"),
-        pytest.param(sends(redirect_to("/there", b"the", length=5)), id="silent"),
+        pytest.param(sends(redirect_to("/there", b"the", length=5)), id="stalled"),
     ],
 )
 async def test_redirect_with_a_body_of_no_use_is_followed(script: Script) -> None:
@@ -706,7 +706,7 @@ async def test_rejected_response_without_a_rest_leaves_its_connection() -> None:
     assert upstream.connections == 1
 
 
-@pytest.mark.parametrize("rest", [b"", bytes(MAX_DISCARDED_BYTES + 1)], ids=["silent", "large"])
+@pytest.mark.parametrize("rest", [b"", bytes(MAX_DISCARDED_BYTES + 1)], ids=["stalled", "large"])
 async def test_discarding_is_bounded(rest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection of a rejected response is closed if its rest is large or does not come."""
     ended = asyncio.Event()
@@ -817,7 +817,7 @@ async def test_fetch_leaves_no_timer(state: str) -> None:
             reached.set()
         else:
             writer.write(IMAGE if state == "ended" else OK + b"Content-Length: 9\r\n\r\nhalf")
-        await stays_silent(reader, writer)
+        await stalls(reader, writer)
 
     limiter = RateLimiter(1000, clock=asyncio.get_running_loop().time)
     if state == "queued":
