@@ -458,18 +458,21 @@ async def test_incomplete_response_is_a_failure(script: Script, reason: Reason, 
         assert sink.body == received
 
 
-async def test_reset_in_a_body_is_a_lost_connection() -> None:
-    """A connection that is reset is no clean end: the bytes before are delivered, and the connection was lost."""
+@pytest.mark.parametrize(
+    ("framing", "reason"), [(b"Content-Length: 9\r\n", Reason.TRUNCATED), (b"", Reason.CONNECTION_LOST)]
+)
+async def test_reset_in_a_body_is_no_clean_end(framing: bytes, reason: Reason) -> None:
+    """The bytes before a reset are delivered, and it does not complete a body, however that is framed."""
     half = asyncio.Event()
 
     async def reset_later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(OK + b"Content-Length: 9\r\n\r\nhalf")
+        writer.write(OK + framing + b"\r\nhalf")
         await half.wait()
         await abort(reader, writer)
 
     async with upstream_of(reset_later) as (fetcher, url, _):
         sink = Sink(on_body=lambda _: half.set())
-        assert (await failure_of(fetcher, url, sink)).reason is Reason.CONNECTION_LOST
+        assert (await failure_of(fetcher, url, sink)).reason is reason
         assert sink.body == b"half"
 
 
