@@ -226,7 +226,7 @@ async def test_key_is_read_from_the_environment(start_service: StartService, tmp
     arguments = ["--service", service, "download", DEMO_ORDER_ID, "-o", "a.zip"]
     refused = await run_order(*arguments, cwd=tmp_path)
     assert refused.code == 3
-    assert "A key of the service is needed" in refused.err
+    assert "An API key is required" in refused.err
     done = await run_order(*arguments, cwd=tmp_path, BATCH_SERVICE_KEY="a-key-for-clients")
     assert done.code == 0, done.err
     assert "a-key-for-clients" not in done.err

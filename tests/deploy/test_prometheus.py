@@ -35,6 +35,7 @@ QUIET = frozenset(
         "Resources / Garbage collections / 0",  # of the oldest generation
         "Archives / What archives wait for / 0",
         "Uploads / SSE connections / 0",
+        "Resources / Log lines dropped / 0",  # only if the reader of the log stalls
     }
 )
 # More than the buffers between service and client hold, so that connections break in the middle of an entry.
