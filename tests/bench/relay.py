@@ -10,8 +10,6 @@ import sys
 import aiohttp
 from aiohttp import web
 
-from service.server.runtime import tune_malloc
-
 IMAGES_IN_FLIGHT = 5
 HEADERS = {"x-api-key": "benchmark", "x-api-version": "2025-05-08"}
 
@@ -56,5 +54,4 @@ async def main(api_base: str) -> None:
 
 
 if __name__ == "__main__":
-    tune_malloc()
     asyncio.run(main(sys.argv[1]))
