@@ -23,7 +23,7 @@ MAX_LENGTH_DIGITS: Final = 18
 MAX_CHUNK_SIZE_DIGITS: Final = 15
 
 # RFC 9112 section 4. The reason phrase and the space before it are optional in practice.
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: [^\r\n\0]*)?\r\n")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*)?\r\n")
 # RFC 9112 section 5: a token, a colon, and a value. No two parts of a pattern match the same white space, here and
 # below: 60 KB of it would take a minute of backtracking.
 _FIELD: Final = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)\r\n", re.MULTILINE)
@@ -180,8 +180,11 @@ class ResponseReader:
         if status_line is None:
             raise _ResponseError("the response is not HTTP/1.1")
         status, headers = int(status_line[2]), _read_fields(section[status_line.end() : -len(_CRLF)])
+        is_http_1_0 = status_line[1] == b"0"
         if status >= _FIRST_FINAL_STATUS:
-            self._begin_body(status, headers, is_http_1_0=status_line[1] == b"0", events=events)
+            self._begin_body(status, headers, is_http_1_0=is_http_1_0, events=events)
+        elif is_http_1_0:  # which has none, and ends with its first response
+            raise _ResponseError("the response is an interim one of HTTP/1.0")
         elif status == _SWITCHING_PROTOCOLS:
             raise _ResponseError("the response switches to another protocol")
         return end  # behind an interim response (RFC 9110 section 15.2) the final one follows
