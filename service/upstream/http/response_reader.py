@@ -23,7 +23,7 @@ MAX_LENGTH_DIGITS: Final = 18
 MAX_CHUNK_SIZE_DIGITS: Final = 15
 
 # RFC 9112 section 4. The reason phrase and the space before it are optional in practice.
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*)?\r\n")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: [^\r\n\0]*)?\r\n")
 # RFC 9112 section 5: a token, a colon, and a value. No two parts of a pattern match the same white space, here and
 # below: 60 KB of it would take a minute of backtracking.
 _FIELD: Final = re.compile(r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)\r\n", re.MULTILINE)
